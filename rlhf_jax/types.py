@@ -47,9 +47,7 @@ class PreferenceBatch:
 
     chosen: TokenBatch
     rejected: TokenBatch
-    margin: (
-        Array  # [B] float32: by how much chosen is better, in score units; 0 = unknown
-    )
+    margin: Array  # [B] float32: how much better chosen is, in score units
     weight: Array  # [B] float32: weight of the pair in the loss
     annotator: Array  # [B] int32: who judged, -1 = unknown
 
@@ -59,9 +57,7 @@ class Rollout:
     """What the policy answered. ``batch.mask`` is "emitted by the policy"."""
 
     batch: TokenBatch  # prompt (left-padded) and response (right-padded)
-    logprobs: (
-        Array  # [B, T] float32 nats, at the sampling temperature; 0 outside the mask
-    )
+    logprobs: Array  # [B, T] float32 nats, at the sampling temperature
     truncated: Array  # [B] bool: no stop token within the budget
     row: Array  # [B] int32: global row, which owns the key and the order
 
@@ -84,16 +80,14 @@ class PolicyOutput:
     """A policy's view of the tokens of a batch, aligned with them."""
 
     logprobs: Array  # [B, T] float32 nats; column 0 is 0
-    entropy: (
-        Array  # [B, T] float32 nats, of the distribution that token t was drawn from
-    )
+    entropy: Array  # [B, T] float32 nats, of the distribution at token t
     values: Array | None  # [B, T] float32, V before token t; None without a critic
 
 
 class ModelOutput(NamedTuple):
     """What a policy network returns, *not* yet aligned: index t has read token t.
 
-    ``values`` is None for a network without a critic, ``cache`` is None unless asked for.
+    ``values`` is None without a critic, ``cache`` is None unless asked for.
     """
 
     logits: Array  # [B, T, V], for the token after t
@@ -147,7 +141,7 @@ class Metrics:
     @classmethod
     def of(
         cls, means: dict[str, tuple[Any, Any]], maxima: dict[str, Any] | None = None
-    ):
+    ) -> "Metrics":
         """Metrics from ``{name: (sum, count)}`` and ``{name: maximum}``."""
         f32 = lambda x: jnp.asarray(x, jnp.float32)
         return cls(
