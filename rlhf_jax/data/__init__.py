@@ -1,0 +1,83 @@
+"""From files and data sets to batches of tokens, on the host.
+
+``read_rows`` → ``demonstrations`` and its kin → ``tokenize_demonstrations`` … →
+``make_loader`` with ``collate_demonstrations`` …
+"""
+
+from rlhf_jax.data.batching import (
+    collate_demonstrations,
+    collate_labels,
+    collate_preferences,
+    collate_prompts,
+    collate_rankings,
+    left_padded,
+    right_padded,
+)
+from rlhf_jax.data.grammar import gold_sentiment
+from rlhf_jax.data.loader import batches, make_loader
+from rlhf_jax.data.records import (
+    Demonstration,
+    Labeled,
+    Preference,
+    Prompt,
+    Ranking,
+    demonstrations,
+    labels,
+    preferences,
+    prompts,
+    rankings,
+)
+from rlhf_jax.data.sources import DataError, Row, read_rows, rename_columns
+from rlhf_jax.data.tiny_reviews import TinyReviews, load_tiny_reviews, oracle_accuracy
+from rlhf_jax.data.tokenizer import (
+    encode_texts,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
+from rlhf_jax.data.tokenizing import (
+    tokenize_demonstrations,
+    tokenize_labels,
+    tokenize_preferences,
+    tokenize_prompts,
+    tokenize_rankings,
+)
+
+__all__ = [
+    "DataError",
+    "Demonstration",
+    "Labeled",
+    "Preference",
+    "Prompt",
+    "Ranking",
+    "Row",
+    "TinyReviews",
+    "batches",
+    "collate_demonstrations",
+    "collate_labels",
+    "collate_preferences",
+    "collate_prompts",
+    "collate_rankings",
+    "demonstrations",
+    "encode_texts",
+    "gold_sentiment",
+    "labels",
+    "left_padded",
+    "load_tiny_reviews",
+    "load_tokenizer",
+    "make_loader",
+    "oracle_accuracy",
+    "preferences",
+    "prompts",
+    "rankings",
+    "read_rows",
+    "rename_columns",
+    "right_padded",
+    "save_tokenizer",
+    "tokenize_demonstrations",
+    "tokenize_labels",
+    "tokenize_preferences",
+    "tokenize_prompts",
+    "tokenize_rankings",
+    "train_tokenizer",
+]

@@ -1,0 +1,5 @@
+"""What people, or principles, say about completions, made ready for training."""
+
+from rlhf_jax.feedback.rankings import ranking_pairs
+
+__all__ = ["ranking_pairs"]

@@ -1,0 +1,18 @@
+"""r(x, y): learned models and Python functions."""
+
+from rlhf_jax.rewards.functions import call_reward_function, load_reward_function
+from rlhf_jax.rewards.learned import (
+    ScoreKind,
+    learned_reward,
+    normalize_scores,
+    sequence_scores,
+)
+
+__all__ = [
+    "ScoreKind",
+    "call_reward_function",
+    "learned_reward",
+    "load_reward_function",
+    "normalize_scores",
+    "sequence_scores",
+]

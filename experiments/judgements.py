@@ -1,0 +1,86 @@
+"""What differs between the kinds of judgement that train a reward model."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from rlhf_jax.data import (
+    Row,
+    collate_labels,
+    collate_preferences,
+    collate_rankings,
+    labels,
+    preferences,
+    rankings,
+    tokenize_labels,
+    tokenize_preferences,
+    tokenize_rankings,
+)
+from rlhf_jax.feedback import ranking_pairs
+from rlhf_jax.steps import binary_terms, choice_terms, pairwise_terms, ranking_terms
+
+Kind = Literal["pairwise", "ranking", "choice", "binary"]
+
+
+class Judgement(NamedTuple):
+    """All that differs between the kinds of judgement."""
+
+    parse: Callable[[list[Row]], list[Any]]
+    tokenize: Callable[..., tuple[list[Any], int]]
+    collate: Callable[..., Any]
+    terms: Callable[..., Any]
+    keep: Callable[[Any, np.ndarray], Any]  # a batch without its filler rows
+    completions: Callable[[Any], tuple[Any, ...]]  # of one judgement
+    num_outputs: int = 1
+
+
+def pairs(rows: list[Row]) -> list[Any]:
+    """Rows of pairs as they are; rankings become all their pairs."""
+    if rows and "ranks" in rows[0].values:
+        return [pair for ranking in rankings(rows) for pair in ranking_pairs(ranking)]
+    return preferences(rows)
+
+
+def _keep_judged(batch: Any, real: np.ndarray) -> Any:
+    """(tokens, ranks or labels) with −1, no judgement, where a row is a filler."""
+    tokens, judged = batch
+    return tokens, np.where(real.reshape(-1, *[1] * (judged.ndim - 1)), judged, -1)
+
+
+JUDGEMENTS: dict[Kind, Judgement] = {
+    "pairwise": Judgement(
+        parse=pairs,
+        tokenize=tokenize_preferences,
+        collate=collate_preferences,
+        terms=pairwise_terms,
+        keep=lambda batch, real: dataclasses.replace(batch, weight=batch.weight * real),
+        completions=lambda pair: (pair.chosen, pair.rejected),
+    ),
+    "ranking": Judgement(
+        parse=rankings,
+        tokenize=tokenize_rankings,
+        collate=collate_rankings,
+        terms=ranking_terms,
+        keep=_keep_judged,
+        completions=lambda ranking: ranking.completions,
+    ),
+    "choice": Judgement(
+        parse=rankings,
+        tokenize=tokenize_rankings,
+        collate=collate_rankings,
+        terms=choice_terms,
+        keep=_keep_judged,
+        completions=lambda ranking: ranking.completions,
+    ),
+    "binary": Judgement(
+        parse=labels,
+        tokenize=tokenize_labels,
+        collate=collate_labels,
+        terms=binary_terms,
+        keep=_keep_judged,
+        completions=lambda labelled: (labelled.completion,),
+        num_outputs=2,
+    ),
+}

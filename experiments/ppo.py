@@ -1,0 +1,328 @@
+"""PPO from human feedback: a policy that scores well and stays close to where it began.
+
+Ziegler et al. 2019, arXiv:1909.08593; Stiennon et al. 2020, arXiv:2009.01325; Ouyang et
+al. 2022, arXiv:2203.02155, step 3.
+
+  python -m experiments.ppo --policy runs/sft --reward runs/reward --run-dir runs/ppo
+  python -m experiments.ppo --reward my_module:my_function --critic head
+
+Each iteration samples a batch of episodes, scores them, compares them with the
+reference policy (KL), looks ahead (GAE) and updates policy and critic. A reward
+function is called as f(prompts=[...], completions=[...]) and returns one number each.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from experiments import cli
+from experiments.rollouts import (
+    LABELS,
+    Evaluation,
+    decode,
+    load_networks,
+    make_scorer,
+    stop_ids,
+)
+from experiments.stages import (
+    DataConfig,
+    TokenMeter,
+    count_params,
+    pad_id,
+    plan_memory,
+    read_data,
+    resume_state,
+    save_model_files,
+    save_state,
+)
+from rlhf_jax.data import collate_prompts, make_loader, prompts, tokenize_prompts
+from rlhf_jax.errors import UserError
+from rlhf_jax.optim import OptimConfig, make_optimizer
+from rlhf_jax.parallel import (
+    data_parallel,
+    local_devices,
+    replicate,
+    shard,
+    unreplicate,
+    unshard,
+)
+from rlhf_jax.report import write_report
+from rlhf_jax.rewards import ScoreKind, call_reward_function, load_reward_function
+from rlhf_jax.rundir import create_run_dir, save_json
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.steps import (
+    PPO_PRESETS,
+    KLConfig,
+    PPOConfig,
+    create_policy_state,
+    experience_step,
+    policy_step,
+    sample_step,
+)
+from rlhf_jax.terminal import print_plan, print_table, progress, samples_table
+from rlhf_jax.tracking import MetricsLogger, TrackingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """PPO from human feedback."""
+
+    run_dir: Path = Path("runs/ppo")
+    """Where checkpoints, metrics, samples and the report go."""
+    policy: Path = Path("runs/sft")
+    """Run directory of the policy to start from, which stays the reference."""
+    reward: str = "runs/reward"
+    """Run directory of a reward model, or module:function."""
+    reward_kind: ScoreKind = "score"
+    """What of a reward model is the reward; logit or probability for binary ones."""
+    gold: str | None = "rlhf_jax.data.tiny_reviews:gold_reward"
+    """The truth, as module:function, where it is known: logged, never trained on."""
+    data: DataConfig = dataclasses.field(
+        default_factory=lambda: DataConfig(
+            path="tfds:tiny_reviews/prompts",
+            split="train",
+            eval_path="tfds:tiny_reviews/prompts",
+            eval_split="test",
+        )
+    )
+    """Prompts."""
+    prompt_words: int | None = None
+    """Takes this many first words of a text column; none reads a prompt column."""
+    prompt_length: int = 16
+    """Tokens of a prompt at most."""
+    ppo: PPOConfig = PPOConfig(
+        sampling=SamplingConfig(max_new_tokens=40), kl=KLConfig(coef=0.1)
+    )
+    """The algorithm."""
+    stop_text: str | None = None
+    """Tokens of this text end a response, too, besides the end token."""
+    critic: Literal["reward", "head"] = "reward"
+    """A network of its own from the reward model, or a head on the policy's trunk."""
+    optim: OptimConfig = OptimConfig(learning_rate=3e-4, schedule="linear", eps=1e-5)
+    """Optimiser and schedule."""
+    episodes: int = 10_240
+    """Episodes in all."""
+    batch_size: int = 256
+    """Episodes an iteration, all devices together."""
+    eval_samples: int = 256
+    """Samples of the policy before and after training."""
+    save_every: int = 20
+    """Iterations between checkpoints."""
+    devices: int | None = None
+    """Number of devices; none uses all."""
+    seed: int = 0
+    """Of sampling and order."""
+    tracking: TrackingConfig = TrackingConfig()
+    """TensorBoard and W&B."""
+    resume: bool = False
+    """Go on from the latest checkpoint of the run directory."""
+
+    def __post_init__(self):
+        if self.episodes < self.batch_size:
+            raise UserError(
+                f"episodes = {self.episodes}: expected at least one batch of "
+                f"batch_size = {self.batch_size}"
+            )
+
+
+def main(config: Config) -> dict[str, float]:
+    """Trains, and returns what samples were like before and after."""
+    run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
+    devices = local_devices(config.devices)
+
+    # 1. Prompts and networks.
+    nets = load_networks(config.policy, config.reward, config.critic)
+    sampling = dataclasses.replace(
+        config.ppo.sampling,
+        stop_ids=config.ppo.sampling.stop_ids
+        or stop_ids(nets.policy.tokenizer, config.stop_text),
+        pad_id=pad_id(nets.policy.tokenizer),
+    )
+    ppo = dataclasses.replace(config.ppo, sampling=sampling)
+    check_lengths(config, nets.policy.model.max_length)
+    examples, eval_examples = read_prompts(config, nets.policy.tokenizer)
+    collate = functools.partial(
+        collate_prompts, length=config.prompt_length, pad_id=sampling.pad_id
+    )
+    loader = make_loader(
+        examples, batch_size=config.batch_size, seed=config.seed, collate=collate
+    )
+    total = config.episodes // config.batch_size
+    gold = None if config.gold is None else load_reward_function(config.gold)
+
+    # 2. What is going to run.
+    length = config.prompt_length + sampling.max_new_tokens
+    trained = count_params(nets.params)
+    print_plan(
+        f"PPO on {len(examples):,} prompts, reward {config.reward}",
+        parameters=trained,
+        steps=total * ppo.epochs * ppo.minibatches,
+        tokens_per_step=config.batch_size * length // ppo.minibatches,
+        devices=devices,
+        memory=plan_memory(
+            nets.policy.model,
+            trained=trained,
+            frozen=count_params(
+                (nets.policy.params, nets.reward and nets.reward.params)
+            ),
+            rows=config.batch_size // ppo.minibatches // len(devices),
+            length=length,
+        ),
+    )
+
+    # 3. The four parts of an iteration.
+    bind = lambda step, **static: functools.partial(step, config=ppo, **static)
+    sample = data_parallel(bind(sample_step, apply_fn=nets.apply_fn), devices)
+    prepare = data_parallel(
+        bind(experience_step, ref_apply_fn=nets.ref_apply_fn), devices
+    )
+    update = data_parallel(bind(policy_step), devices, donate_state=True)
+    score = make_scorer(nets, config.reward, config.reward_kind, devices)
+    ref_params = replicate(nets.policy.params, devices)
+
+    updates = total * ppo.epochs * ppo.minibatches
+    state = create_policy_state(
+        nets.apply_fn,
+        nets.params,
+        make_optimizer(config.optim, updates),
+        kl_coef=ppo.kl.coef,
+    )
+    run_key = jax.random.key(config.seed)
+    eval_prompts = [
+        eval_examples[i % len(eval_examples)] for i in range(config.eval_samples)
+    ]
+
+    def rollout_of(state, prompts, key):
+        rows = np.arange(prompts.tokens.shape[0], dtype=np.int32)
+        return sample(state.params, *shard((prompts, rows), devices), key=key)
+
+    def evaluate(state) -> Evaluation:
+        rollout = rollout_of(
+            state, collate(eval_prompts), jax.random.fold_in(run_key, 0)
+        )
+        scores = score(rollout)
+        _, metrics = prepare(state, ref_params, rollout, scores)
+        texts = decode(nets.policy.tokenizer, unshard(rollout))
+        return Evaluation(
+            *texts,
+            scores=np.asarray(unshard(scores)),
+            gold=None if gold is None else call_reward_function(gold, *texts),
+            metrics=unreplicate(metrics).compute(),
+        )
+
+    before = evaluate(replicate(state, devices))
+    state, restored = resume_state(run_dir, state, loader)
+    save_model_files(
+        run_dir,
+        nets.policy.model,
+        nets.policy.tokenizer,
+        params_path=nets.params_path,
+    )
+    state = replicate(state, devices)
+
+    # 4. Training.
+    start = restored or 0
+    if start == total:
+        print(f"{run_dir}: nothing to do ({total}/{total} iterations)")
+        return finish(config, before, evaluate(state))
+    with (
+        MetricsLogger(run_dir, config.tracking, restored_step=restored) as logger,
+        progress("PPO", total, done=start) as advance,
+    ):
+        meter = TokenMeter()
+        for step in range(start + 1, total + 1):
+            sample_key, update_key = jax.random.split(jax.random.fold_in(run_key, step))
+            rollout = rollout_of(state, next(loader), sample_key)
+            scores = score(rollout)
+            experience, objective = prepare(state, ref_params, rollout, scores)
+            state, improvement = update(state, experience, key=update_key)
+            shown = unreplicate(objective + improvement).compute()
+            if gold is not None:
+                texts = decode(nets.policy.tokenizer, unshard(rollout))
+                shown["objective/gold"] = call_reward_function(gold, *texts).mean()
+            meter.add(int(shown["rollout/response_length"] * config.batch_size))
+            logger.log(step, shown, timings={"tokens_per_s": meter.rate()})
+            if step % config.save_every == 0 or step == total:
+                save_state(run_dir, step, unreplicate(state), loader)
+            advance(
+                {
+                    "reward": shown["objective/score"],
+                    "KL": shown["objective/kl"],
+                    "tok/s": meter.last,
+                }
+            )
+    write_report(run_dir)
+    return finish(config, before, evaluate(state))
+
+
+def check_lengths(config: Config, max_length: int) -> None:
+    """Prompt and response fit the network's context."""
+    budget = config.ppo.sampling.max_new_tokens
+    if config.prompt_length + budget > max_length:
+        raise UserError(
+            f"prompt_length = {config.prompt_length} and ppo.sampling.max_new_tokens = "
+            f"{budget} exceed the policy's context of {max_length} tokens; shorten one"
+        )
+
+
+def read_prompts(config: Config, tokenizer) -> tuple[list[Any], list[Any]]:
+    """(training, held-out) prompts as token ids."""
+    parse = functools.partial(prompts, prompt_words=config.prompt_words)
+    tokenize = functools.partial(
+        tokenize_prompts,
+        tokenizer=tokenizer,
+        max_prompt_length=config.prompt_length,
+        too_long=config.data.too_long,
+    )
+    train, held_out = read_data(config.data, parse, seed=config.seed)
+    return tokenize(train)[0], tokenize(held_out)[0]
+
+
+def finish(config: Config, before: Evaluation, after: Evaluation) -> dict[str, float]:
+    """Shows samples and numbers before and after; keeps them in the run directory."""
+    shown = slice(0, 10)
+    samples_table(
+        before.prompts[shown],
+        before.completions[shown],
+        after.completions[shown],
+        scores_before=before.scores[shown].tolist(),
+        scores_after=after.scores[shown].tolist(),
+    )
+    numbers = zip(before.summary().items(), after.summary().values(), strict=True)
+    print_table(
+        f"{config.eval_samples} samples on held-out prompts",
+        ["", "before", "after"],
+        [[LABELS[name], then, now] for (name, then), now in numbers],
+    )
+    with (config.run_dir / "samples.jsonl").open("w", encoding="utf-8") as file:
+        for i, prompt in enumerate(before.prompts):
+            row = {"prompt": prompt, "before": before.row(i), "after": after.row(i)}
+            file.write(json.dumps(row) + "\n")
+    summary = {f"before/{k}": v for k, v in before.summary().items()}
+    summary |= {f"after/{k}": v for k, v in after.summary().items()}
+    save_json(config.run_dir / "summary.json", summary)
+    return summary
+
+
+def preset(name: str) -> Config:
+    """A paper's numbers, on TinyReviews unless told otherwise."""
+    numbers = PPO_PRESETS[name]
+    return Config(
+        ppo=numbers.ppo,
+        optim=numbers.optim,
+        episodes=numbers.episodes,
+        batch_size=numbers.batch_size,
+        prompt_length=numbers.prompt_length,
+        critic=numbers.critic,
+        stop_text=numbers.stop_text,
+    )
+
+
+if __name__ == "__main__":
+    presets = {"tiny_reviews": Config()} | {name: preset(name) for name in PPO_PRESETS}
+    cli.run(main, presets, description=__doc__ or "")

@@ -1,0 +1,177 @@
+"""What PPO is put together from: networks, stop tokens, scores, texts, evaluation."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.stages import Stage, eos_id, load_stage
+from rlhf_jax.errors import UserError
+from rlhf_jax.models import (
+    ActorCritic,
+    ScoreModel,
+    actor_critic_apply,
+    init_params,
+    policy_apply,
+    score_apply,
+    score_params_from_policy,
+    separate_critic_apply,
+)
+from rlhf_jax.parallel import Devices, data_parallel, replicate, shard, unshard
+from rlhf_jax.rewards import (
+    ScoreKind,
+    call_reward_function,
+    learned_reward,
+    load_reward_function,
+)
+from rlhf_jax.types import ApplyFn, Array, Params, Rollout, ScoreFn
+
+
+class Networks(NamedTuple):
+    """Policy with critic, reference, and the reward model if there is one."""
+
+    policy: Stage
+    reward: Stage | None
+    apply_fn: ApplyFn
+    ref_apply_fn: ApplyFn
+    params: Params  # of policy and critic
+    params_path: str  # of the policy within a checkpoint of the state
+
+
+def load_networks(
+    policy_dir: Path, reward: str, critic: Literal["reward", "head"]
+) -> Networks:
+    """Loads what PPO starts from; ``reward`` is a run directory or module:function."""
+    policy = load_stage(policy_dir, "policy", option="--policy")
+    judge = (
+        None if ":" in reward else load_stage(Path(reward), "reward", option="--reward")
+    )
+    if judge and judge.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise UserError(
+            f"--reward {reward}: its tokenizer is not that of --policy {policy_dir}; "
+            "train the reward model with --policy, so that both read the same tokens"
+        )
+    ref_apply_fn = policy_apply(policy.model)
+    if critic == "head":
+        head = init_params(ActorCritic(policy.model), key=jax.random.key(0))
+        params = {**head, **policy.params}
+        apply_fn = actor_critic_apply(policy.model)
+        return Networks(policy, judge, apply_fn, ref_apply_fn, params, "params")
+    if judge is None:
+        raise UserError(
+            f"--critic reward: the reward {reward} is a function, there is no network "
+            "to start a critic from; use --critic head"
+        )
+    params = {"policy": policy.params, "critic": critic_params(judge)}
+    apply_fn = separate_critic_apply(policy.model, judge.model)
+    return Networks(policy, judge, apply_fn, ref_apply_fn, params, "params/policy")
+
+
+def critic_params(judge: Stage) -> Params:
+    """The reward model's parameters; a classifier's trunk gets a new, scalar head."""
+    if judge.num_outputs == 1:
+        return judge.params
+    fresh = init_params(ScoreModel(judge.model), key=jax.random.key(0))
+    return score_params_from_policy(judge.params, fresh)
+
+
+def stop_ids(tokenizer: Any, stop_text: str | None) -> tuple[int, ...]:
+    """The end token, and the tokens that spell ``stop_text``, white space aside."""
+    end = eos_id(tokenizer)
+    if stop_text is None:
+        return (end,)
+    spelled = [
+        i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip() == stop_text
+    ]
+    if not spelled:
+        raise UserError(
+            f"stop_text = {stop_text!r}: no token of the policy's tokenizer spells it; "
+            "choose another text, or none for the end token alone"
+        )
+    return tuple(sorted({end, *spelled}))
+
+
+def decode(tokenizer: Any, rollout: Rollout) -> tuple[list[str], list[str]]:
+    """Texts of the prompts and of the responses, without special tokens."""
+    batch = jax.device_get(rollout.batch)
+    asked = (batch.segment_ids > 0) & ~batch.mask
+    texts = lambda mask: tokenizer.batch_decode(
+        [row[m].tolist() for row, m in zip(batch.tokens, mask, strict=True)],
+        skip_special_tokens=True,
+    )
+    return texts(asked), texts(batch.mask)
+
+
+def make_scorer(
+    nets: Networks, reward: str, kind: ScoreKind, devices: Devices
+) -> Callable[[Rollout], Array]:
+    """A function from a sharded rollout to its sharded scores [N, B/N]."""
+    if nets.reward is None:
+        function = load_reward_function(reward)
+
+        def score_texts(rollout: Rollout) -> Array:
+            texts = decode(nets.policy.tokenizer, unshard(rollout))
+            return shard(call_reward_function(function, *texts), devices)
+
+        return score_texts
+
+    expected = 1 if kind == "score" else 2
+    if nets.reward.num_outputs != expected:
+        raise UserError(
+            f"--reward-kind {kind}: the reward model {reward} has "
+            f"{nets.reward.num_outputs} outputs, expected {expected}; a scalar model's "
+            "reward is its score, a binary one's its logit or probability"
+        )
+    score_fn = score_apply(nets.reward.model, num_outputs=nets.reward.num_outputs)
+    step = functools.partial(score_step, score_fn=score_fn, kind=kind)
+    mapped = data_parallel(step, devices)
+    params = replicate(nets.reward.params, devices)
+    return lambda rollout: mapped(params, rollout.batch)
+
+
+def score_step(params, batch, *, score_fn: ScoreFn, kind: ScoreKind, axis_name=None):
+    """Scores of the learned reward; rows are independent of one another."""
+    del axis_name
+    return learned_reward(score_fn, params, batch, kind=kind)
+
+
+class Evaluation(NamedTuple):
+    """Samples of a policy on held-out prompts."""
+
+    prompts: list[str]
+    completions: list[str]
+    scores: np.ndarray
+    gold: np.ndarray | None
+    metrics: dict[str, float]
+
+    def summary(self) -> dict[str, float]:
+        """The numbers that LABELS names."""
+        numbers = {} if self.gold is None else {"gold": float(self.gold.mean())}
+        return numbers | {
+            "reward": float(self.scores.mean()),
+            "kl": self.metrics["objective/kl"],
+            "distinct": len(set(self.completions)) / len(self.completions),
+            "response_length": self.metrics["rollout/response_length"],
+            "ended": self.metrics["rollout/ended"],
+        }
+
+    def row(self, i: int) -> dict[str, Any]:
+        """One sample, for samples.jsonl."""
+        gold = {} if self.gold is None else {"gold": float(self.gold[i])}
+        return {
+            "completion": self.completions[i],
+            "score": float(self.scores[i]),
+        } | gold
+
+
+LABELS = {
+    "gold": "gold score",
+    "reward": "learned reward",
+    "kl": "KL from the reference (nats an episode)",
+    "distinct": "distinct samples (share)",
+    "response_length": "response length (tokens)",
+    "ended": "ended by a stop token (share)",
+}

@@ -1,0 +1,340 @@
+"""What the rows of a data set mean: demonstrations, prompts, preferences and so on.
+
+A record's texts are str when read and tuples of token ids once tokenized; prompt and
+completion put together are the exact text, so a completion that follows a word begins
+with its own space.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from rlhf_jax.data.sources import DataError, Row
+
+TokenIds = tuple[int, ...]
+Text = TypeVar("Text", str, TokenIds)
+
+ASSISTANT = "\n\nAssistant:"  # what precedes an answer in Anthropic's HH transcripts
+
+
+@dataclass(frozen=True)
+class Prompt(Generic[Text]):
+    """Something to answer."""
+
+    prompt: Text
+    origin: str = field(default="", compare=False)  # source:line, for messages
+
+
+@dataclass(frozen=True)
+class Demonstration(Generic[Text]):
+    """A prompt with an answer to imitate; plain text is an answer to an empty one."""
+
+    prompt: Text
+    completion: Text
+    origin: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Labeled(Generic[Text]):
+    """An answer judged by itself: 1 good, 0 bad."""
+
+    prompt: Text
+    completion: Text
+    label: int
+    origin: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Preference(Generic[Text]):
+    """Two answers to one prompt, and which of them is better."""
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    annotator: int = -1  # who judged, -1 = unknown
+    margin: float = 0.0  # how much better chosen is, in score units
+    weight: float = 1.0  # of the pair in the loss
+    origin: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Ranking(Generic[Text]):
+    """K answers to one prompt in order of preference."""
+
+    prompt: Text
+    completions: tuple[Text, ...]
+    ranks: tuple[int, ...]  # of each completion: 0 is best, equal ranks are ties
+    annotator: int = -1
+    origin: str = field(default="", compare=False)
+
+
+def demonstrations(rows: Iterable[Row]) -> list[Demonstration[str]]:
+    """Rows with ``prompt`` and ``completion``, or with a single ``text``.
+
+    No reference.
+
+    Args:
+      rows: rows as ``read_rows`` gives them; other columns are left alone.
+
+    Returns:
+      One demonstration a row, in order; the prompt of a ``text`` is empty.
+
+    Raises:
+      DataError: a column is missing, not text, or a completion is empty. The message
+        names file, line and column.
+
+    >>> demonstrations([Row({"text": "A warm film."}, "films.jsonl", 1)])
+    [Demonstration(prompt='', completion='A warm film.', origin='films.jsonl:1')]
+    """
+    return [Demonstration(*_prompt_completion(row), row.origin) for row in rows]
+
+
+def prompts(
+    rows: Iterable[Row], *, prompt_words: int | None = None
+) -> list[Prompt[str]]:
+    """Rows with ``prompt``, or the first words of rows with ``text``.
+
+    No reference; the first words of a review as a prompt are Ziegler et al. 2019,
+    arXiv:1909.08593.
+
+    Args:
+      rows: rows as ``read_rows`` gives them.
+      prompt_words: None reads ``prompt``; a number takes that many words from the
+        beginning of ``text``, or all of a text that has fewer.
+
+    Returns:
+      One prompt a row, in order.
+
+    Raises:
+      DataError: the column is missing, not text or empty.
+
+    >>> row = Row({"text": "A warm, funny film."}, "films.jsonl", 1)
+    >>> prompts([row], prompt_words=2)[0].prompt
+    'A warm,'
+    """
+    if prompt_words is None:
+        return [Prompt(_text(row, "prompt"), row.origin) for row in rows]
+    if prompt_words < 1:
+        raise ValueError(f"prompt_words is {prompt_words}; expected None or at least 1")
+    words = re.compile(rf"(?:\s*\S+){{1,{prompt_words}}}")
+    found = []
+    for row in rows:
+        first = words.match(_text(row, "text"))
+        if first is None:
+            raise _error(row, "text", "at least one word", "white space")
+        found.append(Prompt(first.group(), row.origin))
+    return found
+
+
+def preferences(rows: Iterable[Row]) -> list[Preference[str]]:
+    """Rows with ``prompt``, ``chosen`` and ``rejected``, or with two HH transcripts.
+
+    Bai et al. 2022, arXiv:2204.05862, for the transcripts: ``chosen`` and ``rejected``
+    without ``prompt`` are whole dialogues of "\\n\\nHuman: …" and "\\n\\nAssistant: …"
+    turns. They are split after the last "\\n\\nAssistant:" of what both have in
+    common, so that prompt + completion is each transcript, to the character.
+
+    Args:
+      rows: rows as ``read_rows`` gives them; ``annotator`` (int), ``margin`` and
+        ``weight`` (numbers) are read where a row has them.
+
+    Returns:
+      One preference a row, in order.
+
+    Raises:
+      DataError: a column is missing or of a wrong type, a completion is empty, both
+        are equal, or the transcripts have no turn in common.
+
+    >>> dialogue = "\\n\\nHuman: 2 + 2?\\n\\nAssistant: "
+    >>> row = Row({"chosen": dialogue + "4", "rejected": dialogue + "5"}, "hh.jsonl", 1)
+    >>> pair = preferences([row])[0]
+    >>> pair.prompt, pair.chosen, pair.rejected
+    ('\\n\\nHuman: 2 + 2?\\n\\nAssistant:', ' 4', ' 5')
+    """
+    return [_preference(row) for row in rows]
+
+
+def rankings(rows: Iterable[Row]) -> list[Ranking[str]]:
+    """Rows with ``prompt``, ``completions`` and ``ranks``. No reference.
+
+    Args:
+      rows: rows as ``read_rows`` gives them; ``completions`` is a list of at least
+        two texts and ``ranks`` a list of as many integers, 0 the best, equal for ties;
+        ``annotator`` (int) is read where a row has it.
+
+    Returns:
+      One ranking a row, in order.
+
+    Raises:
+      DataError: a column is missing or of a wrong type, a completion is empty, or the
+        ranks are not one a completion, counted from 0.
+
+    >>> row = Row({"prompt": "2 + 2 =", "completions": ["5", "4"], "ranks": [1, 0]},
+    ...           "sums.jsonl", 1)
+    >>> rankings([row])[0].ranks
+    (1, 0)
+    """
+    return [_ranking(row) for row in rows]
+
+
+def labels(rows: Iterable[Row]) -> list[Labeled[str]]:
+    """Rows with ``label`` and ``text``, or with ``label``, ``prompt``, ``completion``.
+
+    No reference.
+
+    Args:
+      rows: rows as ``read_rows`` gives them; ``label`` is 1 for good, 0 for bad.
+
+    Returns:
+      One labelled completion a row, in order; the prompt of a ``text`` is empty.
+
+    Raises:
+      DataError: a column is missing or of a wrong type, a completion is empty, or a
+        label is neither 0 nor 1.
+
+    >>> labels([Row({"text": "A warm film.", "label": 1}, "films.jsonl", 1)])[0].label
+    1
+    """
+    return [
+        Labeled(*_prompt_completion(row), _integer(row, "label", 0, 1), row.origin)
+        for row in rows
+    ]
+
+
+def _prompt_completion(row: Row) -> tuple[str, str]:
+    if "text" in row.values and not {"prompt", "completion"} & row.values.keys():
+        return "", _text(row, "text")
+    if "text" in row.values:
+        both = "either text, or prompt and completion"
+        raise _error(row, "text", both, "text beside them")
+    if not {"prompt", "completion"} & row.values.keys():
+        _column(row, "text", "prompt and completion")
+    return _text(row, "prompt", empty=True), _text(row, "completion")
+
+
+def _preference(row: Row) -> Preference[str]:
+    chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
+    if "prompt" in row.values:
+        prompt = _text(row, "prompt", empty=True)
+    else:
+        prompt = _common_prompt(row, chosen, rejected)
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    for column, completion in (("chosen", chosen), ("rejected", rejected)):
+        if not completion:
+            raise _error(row, column, f"an answer after the last {ASSISTANT!r}", "none")
+    if chosen == rejected:
+        raise _error(row, "rejected", "a text other than chosen", "the same text")
+    return Preference(
+        prompt,
+        chosen,
+        rejected,
+        annotator=_annotator(row),
+        margin=_number(row, "margin", -math.inf) if "margin" in row.values else 0.0,
+        weight=_number(row, "weight", 0.0) if "weight" in row.values else 1.0,
+        origin=row.origin,
+    )
+
+
+def _common_prompt(row: Row, chosen: str, rejected: str) -> str:
+    common = os.path.commonprefix([chosen, rejected])
+    end = common.rfind(ASSISTANT)
+    if end < 0:
+        raise DataError(
+            f"{row.origin}: no column 'prompt', and chosen and rejected have no "
+            f"{ASSISTANT!r} in common to end one; the columns are "
+            f"{', '.join(row.values)}; add a column prompt"
+        )
+    return common[: end + len(ASSISTANT)]
+
+
+def _ranking(row: Row) -> Ranking[str]:
+    completions = _column(row, "completions")
+    if not isinstance(completions, list) or len(completions) < 2:
+        found = _describe(completions)
+        raise _error(row, "completions", "a list of at least two texts", found)
+    for completion in completions:
+        _check_text(row, "completions", completion)
+    ranks = _column(row, "ranks")
+    whole = isinstance(ranks, list) and all(type(rank) is int for rank in ranks)
+    if not whole or len(ranks) != len(completions) or min(ranks) != 0:
+        wanted = f"{len(completions)} integers, one a completion, the best 0"
+        raise _error(row, "ranks", wanted, _describe(ranks))
+    if len(set(zip(completions, ranks, strict=True))) > len(set(completions)):
+        raise _error(row, "ranks", "equal ranks for equal completions", f"{ranks}")
+    prompt = _text(row, "prompt", empty=True)
+    return Ranking(
+        prompt, tuple(completions), tuple(ranks), _annotator(row), row.origin
+    )
+
+
+def _annotator(row: Row) -> int:
+    if "annotator" not in row.values:
+        return -1
+    return _integer(row, "annotator", -1, 2**31 - 1)
+
+
+def _column(row: Row, column: str, instead: str = "") -> Any:
+    if column not in row.values:
+        other = f" (nor {instead})" if instead else ""
+        raise DataError(
+            f"{row.origin}: no column {column!r}{other}; the columns are "
+            f"{', '.join(map(str, row.values)) or 'none'}; rename one (rename_columns) "
+            f"or add it"
+        )
+    return row.values[column]
+
+
+def _text(row: Row, column: str, *, empty: bool = False) -> str:
+    value = _column(row, column)
+    if not (empty and value == ""):
+        _check_text(row, column, value)
+    return value
+
+
+def _check_text(row: Row, column: str, value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        raise _error(row, column, "text that is not empty", _describe(value))
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can spell what UTF-8 cannot
+        found = f"{value[error.start]!r} at character {error.start + 1}"
+        raise _error(row, column, "text without lone surrogates", found) from error
+
+
+def _integer(row: Row, column: str, least: int, most: int) -> int:
+    value = _column(row, column)
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,10}", value):
+        value = int(value)  # CSV knows text only
+    if type(value) is not int or not least <= value <= most:
+        wanted = "0 or 1" if (least, most) == (0, 1) else f"an integer ≥ {least}"
+        raise _error(row, column, wanted, _describe(value))
+    return value
+
+
+def _number(row: Row, column: str, least: float) -> float:
+    value = _column(row, column)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < least:
+        wanted = "a finite number" + (f" ≥ {least:g}" if least == 0 else "")
+        raise _error(row, column, wanted, _describe(value))
+    return number
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "null"
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}… ({type(value).__name__})"
+
+
+def _error(row: Row, column: str, wanted: str, found: str) -> DataError:
+    return DataError(
+        f"{row.origin}: column {column!r}: expected {wanted}, found {found}; the "
+        f"columns are {', '.join(map(str, row.values))}; correct or remove the row"
+    )

@@ -1,0 +1,252 @@
+"""Networks with heads on the trunk, and the pure functions that stages call.
+
+Parameters have the same names in every network, so that one starts from another:
+"trunk" (``Transformer``), "lm_head", "value_head", "score_head".
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.models.config import TransformerConfig
+from rlhf_jax.models.transformer import EMBEDDING_STD, KVCache, Transformer
+from rlhf_jax.types import (
+    ApplyFn,
+    Array,
+    ModelOutput,
+    Params,
+    ScoreFn,
+    TokenBatch,
+)
+
+
+class ScoreHead(nn.Module):
+    """A number a token: gain · (h·w + b) + offset, in float32.
+
+    Ziegler et al. 2019, arXiv:1909.08593: w ~ N(0, 1/√(D+1)) (that is the standard
+    deviation), b = 0. To give scores mean 0 and deviation 1 over reference samples with
+    mean μ and deviation σ, set gain = 1/σ and offset = −gain·μ.
+    """
+
+    num_outputs: int = 1
+
+    @nn.compact
+    def __call__(self, hidden_BTD: Array) -> Array:
+        width = hidden_BTD.shape[-1]
+        normal = nn.initializers.normal((width + 1) ** -0.5)
+        kernel_DN = self.param("kernel", normal, (width, self.num_outputs))
+        bias_N = self.param("bias", nn.initializers.zeros, (self.num_outputs,))
+        gain = self.param("gain", nn.initializers.ones, ())
+        offset = self.param("offset", nn.initializers.zeros, ())
+        raw_BTN = hidden_BTD.astype(jnp.float32) @ kernel_DN + bias_N[None, None, :]
+        return gain * raw_BTN + offset
+
+
+class ValueHead(nn.Module):
+    """The value of the state after each token, float32; 0 before training.
+
+    Zero-initialised as in Ziegler et al. 2019, arXiv:1909.08593.
+    """
+
+    @nn.compact
+    def __call__(self, hidden_BTD: Array) -> Array:
+        zeros = nn.initializers.zeros
+        width = hidden_BTD.shape[-1]
+        kernel_D1 = self.param("kernel", zeros, (width, 1))
+        bias_1 = self.param("bias", zeros, (1,))
+        values_BT1 = hidden_BTD.astype(jnp.float32) @ kernel_D1 + bias_1[None, None, :]
+        return values_BT1[:, :, 0]
+
+
+class CausalLM(nn.Module):
+    """A policy: trunk and output projection, which may be the embedding transposed."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        self.trunk = Transformer(c)
+        if not c.tie_embeddings:
+            self.lm_head = nn.Dense(
+                c.vocab_size,
+                use_bias=False,
+                dtype=c.dtype,
+                param_dtype=c.param_dtype,
+                kernel_init=nn.initializers.normal(EMBEDDING_STD),
+                dot_general=_dot_to_float32,
+            )
+
+    def logits(self, hidden_BTD: Array) -> Array:
+        """float32 [B, T, V], for the token after each."""
+        if not self.config.tie_embeddings:
+            return self.lm_head(hidden_BTD)
+        embedding_VD = self.trunk.embed.embedding.astype(hidden_BTD.dtype)
+        return _dot_to_float32(hidden_BTD, embedding_VD, (((2,), (1,)), ((), ())))
+
+    def __call__(
+        self,
+        batch: TokenBatch,
+        *,
+        cache: KVCache | None = None,
+        cache_size: int | None = None,
+    ) -> ModelOutput:
+        hidden_BTD, cache = self.trunk(batch, cache=cache, cache_size=cache_size)
+        return ModelOutput(self.logits(hidden_BTD), cache=cache)
+
+
+class ActorCritic(CausalLM):
+    """A policy and its critic on one trunk, as in Ziegler et al. 2019."""
+
+    def setup(self):
+        super().setup()
+        self.value_head = ValueHead()
+
+    def __call__(
+        self,
+        batch: TokenBatch,
+        *,
+        cache: KVCache | None = None,
+        cache_size: int | None = None,
+    ) -> ModelOutput:
+        hidden_BTD, cache = self.trunk(batch, cache=cache, cache_size=cache_size)
+        return ModelOutput(self.logits(hidden_BTD), self.value_head(hidden_BTD), cache)
+
+
+class ScoreModel(nn.Module):
+    """A reward model or a separate critic: [B, T, num_outputs] float32."""
+
+    config: TransformerConfig
+    num_outputs: int = 1
+
+    def setup(self):
+        self.trunk = Transformer(self.config)
+        self.score_head = ScoreHead(self.num_outputs)
+
+    def __call__(self, batch: TokenBatch) -> Array:
+        hidden_BTD, _ = self.trunk(batch)
+        return self.score_head(hidden_BTD)
+
+
+def init_params(module: nn.Module, *, key: Array) -> Params:
+    """Initial parameters of one of the networks above. No reference.
+
+    Args:
+      module: takes a TokenBatch.
+      key: PRNG key.
+
+    Returns:
+      The bare "params" tree, computed in one compiled program.
+
+    >>> config = TransformerConfig(
+    ...     vocab_size=8, d_model=4, n_layers=1, n_heads=1, n_kv_heads=1, d_head=4,
+    ...     d_ff=8, max_length=8)
+    >>> sorted(init_params(ActorCritic(config), key=jax.random.key(0)))
+    ['lm_head', 'trunk', 'value_head']
+    """
+    token = jnp.ones((1, 1), jnp.int32)
+    batch = TokenBatch(token, segment_ids=token, positions=token * 0, mask=token > 0)
+    return jax.jit(module.init)(key, batch)["params"]
+
+
+def policy_apply(config: TransformerConfig) -> ApplyFn:
+    """The policy without a critic: params of a ``CausalLM``."""
+    return _module_apply(CausalLM(config))
+
+
+def actor_critic_apply(config: TransformerConfig) -> ApplyFn:
+    """The policy with a value head on its trunk: params of an ``ActorCritic``."""
+    return _module_apply(ActorCritic(config))
+
+
+def separate_critic_apply(
+    config: TransformerConfig, critic_config: TransformerConfig
+) -> ApplyFn:
+    """The policy with a critic of its own, which may start from the reward model.
+
+    Stiennon et al. 2020, arXiv:2009.01325. Params are {"policy": those of ``CausalLM``,
+    "critic": those of ``ScoreModel``}. Sampling needs no values: the critic reads only
+    whole batches, and with a cache ``values`` is None.
+    """
+    policy, critic = policy_apply(config), score_apply(critic_config)
+
+    def apply_fn(
+        params: Params,
+        batch: TokenBatch,
+        *,
+        cache: Any = None,
+        cache_size: int | None = None,
+    ) -> ModelOutput:
+        output = policy(params["policy"], batch, cache=cache, cache_size=cache_size)
+        if output.cache is not None:
+            return output
+        return output._replace(values=critic(params["critic"], batch)[:, :, 0])
+
+    return apply_fn
+
+
+def score_apply(config: TransformerConfig, *, num_outputs: int = 1) -> ScoreFn:
+    """A reward network: params of a ``ScoreModel``."""
+    module = ScoreModel(config, num_outputs)
+
+    def score_fn(params: Params, batch: TokenBatch) -> Array:
+        scores: Any = module.apply({"params": params}, batch)
+        return scores
+
+    return score_fn
+
+
+def score_params_from_policy(policy_params: Params, score_params: Params) -> Params:
+    """Reward-model parameters whose trunk is that of a policy. No reference.
+
+    Args:
+      policy_params: params of a ``CausalLM`` or ``ActorCritic``.
+      score_params: params of a ``ScoreModel`` on the same config.
+
+    Returns:
+      score_params with the policy's trunk (not copied).
+
+    Raises:
+      UserError: a leaf of the two trunks differs in name or shape.
+
+    >>> policy, score = {"trunk": {"w": jnp.ones(2)}}, {"trunk": {"w": jnp.zeros(2)}}
+    >>> score_params_from_policy(policy, score | {"score_head": {}})["trunk"]["w"]
+    Array([1., 1.], dtype=float32)
+    """
+    shapes = lambda params: {
+        jax.tree_util.keystr(path): (leaf.shape, leaf.dtype.name)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params["trunk"])
+    }
+    policy, score = shapes(policy_params), shapes(score_params)
+    for name in sorted(policy.keys() | score.keys()):
+        if name not in policy or name not in score or policy[name] != score[name]:
+            there = [tree[name] if name in tree else "none" for tree in (policy, score)]
+            raise UserError(
+                f"trunk{name} is {there[0]} in the policy and {there[1]} in the score "
+                "model: give both the same config"
+            )
+    return {**score_params, "trunk": policy_params["trunk"]}
+
+
+_dot_to_float32 = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+
+
+def _module_apply(module: nn.Module) -> ApplyFn:
+    """``module.apply`` on bare params."""
+
+    def apply_fn(
+        params: Params,
+        batch: TokenBatch,
+        *,
+        cache: Any = None,
+        cache_size: int | None = None,
+    ) -> ModelOutput:
+        output: Any = module.apply(
+            {"params": params}, batch, cache=cache, cache_size=cache_size
+        )
+        return output
+
+    return apply_fn

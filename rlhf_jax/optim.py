@@ -1,0 +1,116 @@
+"""Optimisers and learning-rate schedules: optax, with the field's usual settings."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import optax
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Adam with a schedule."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How it falls from the peak to 0 at the last update; constant keeps it."""
+    warmup: int = 0
+    """Updates over which it rises from 0 to the peak."""
+    b1: float = 0.9
+    """Decay of Adam's first moment."""
+    b2: float = 0.999
+    """Decay of Adam's second moment."""
+    eps: float = 1e-8
+    """Adam's ε, outside the square root and after bias correction, as PyTorch has it."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, of everything but norm scales, biases and gains."""
+    max_grad_norm: float | None = None
+    """Clips the global gradient norm; none leaves gradients as they are."""
+
+    def __post_init__(self):
+        if self.learning_rate < 0:
+            raise UserError(f"learning_rate = {self.learning_rate}: expected 0 or more")
+        if self.warmup < 0:
+            raise UserError(f"warmup = {self.warmup}: expected 0 updates or more")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise UserError(
+                f"max_grad_norm = {self.max_grad_norm}: expected a positive number, "
+                "or none for no clipping"
+            )
+
+
+def learning_rate_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
+    """Warm-up from 0 to the peak, then constant, linear or cosine decay to 0.
+
+    No reference.
+
+    Args:
+      config: peak, warm-up and shape.
+      total_steps: optimiser updates in all.
+
+    Returns:
+      A function from the number of updates done to the learning rate.
+
+    >>> schedule = learning_rate_schedule(OptimConfig(learning_rate=1.0, warmup=2), 6)
+    >>> [float(schedule(step)) for step in (0, 1, 2, 4, 6)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    peak, decay_steps = config.learning_rate, max(total_steps - config.warmup, 1)
+    decay = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, 0.0, decay_steps),
+        "cosine": optax.cosine_decay_schedule(peak, decay_steps),
+    }[config.schedule]
+    if config.warmup == 0:
+        return decay
+    rise = optax.linear_schedule(0.0, peak, config.warmup)
+    return optax.join_schedules([rise, decay], [config.warmup])
+
+
+def make_optimizer(
+    config: OptimConfig, total_steps: int
+) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba, arXiv:1412.6980), decoupled decay (arXiv:1711.05101), clipping.
+
+    Args:
+      config: the settings.
+      total_steps: optimiser updates in all, which the schedule ends at.
+
+    Returns:
+      An optax gradient transformation.
+
+    >>> import jax.numpy as jnp
+    >>> tx = make_optimizer(OptimConfig(learning_rate=0.1, schedule="constant"), 1)
+    >>> params = {"kernel": jnp.zeros(1)}
+    >>> grads = {"kernel": jnp.ones(1)}
+    >>> updates, _ = tx.update(grads, tx.init(params), params)
+    >>> round(float(updates["kernel"][0]), 5)
+    -0.1
+    """
+    adam = optax.adamw(
+        learning_rate_schedule(config, total_steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=_decayed,
+    )
+    if config.max_grad_norm is None:
+        return adam
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
+
+
+def _decayed(params: Params) -> Params:
+    """True for the leaves that weight decay applies to.
+
+    By name, not by rank: the scales of stacked layers are matrices, too.
+    """
+    exempt = {"scale", "bias", "gain", "offset"}
+    name = lambda path: jax.tree_util.keystr(path[-1:], simple=True)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: name(path) not in exempt, params
+    )

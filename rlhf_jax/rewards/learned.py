@@ -1,0 +1,103 @@
+"""Scores of a learned reward model r(x, y)."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+
+from rlhf_jax.masking import select_last
+from rlhf_jax.ops.reward_loss import binary_reward
+from rlhf_jax.types import Array, Params, ScoreFn, TokenBatch
+
+ScoreKind = Literal["score", "logit", "probability"]
+
+
+def sequence_scores(score_fn: ScoreFn, params: Params, batch: TokenBatch) -> Array:
+    """The network's outputs at the last real token of each row.
+
+    Ziegler et al. 2019, arXiv:1909.08593; Stiennon et al. 2020, arXiv:2009.01325. The
+    last real token counts whether or not it ends the sequence.
+
+    Args:
+      score_fn: the reward network.
+      params: its parameters.
+      batch: [B, T] tokens, one sequence a row (segment id 1; 0 is padding).
+
+    Returns:
+      [B, N] float32; 0 for a row that is all padding.
+
+    >>> count = lambda params, batch: batch.positions[..., None].astype(float)
+    >>> tokens = jnp.ones((1, 3), int)
+    >>> real = jnp.array([[1, 1, 0]])
+    >>> batch = TokenBatch(tokens, real, jnp.array([[0, 1, 1]]), real == 1)
+    >>> sequence_scores(count, {}, batch)
+    Array([[1.]], dtype=float32)
+    """
+    return select_last(score_fn(params, batch), batch.segment_ids > 0)
+
+
+def learned_reward(
+    score_fn: ScoreFn, params: Params, batch: TokenBatch, *, kind: ScoreKind = "score"
+) -> Array:
+    """One number a sequence: the scalar score, or the "good" logit or probability.
+
+    Args:
+      score_fn: the reward network; one output for ``score``, two for the others.
+      params: its parameters.
+      batch: [B, T] tokens, one sequence a row.
+      kind: how the outputs become the reward.
+
+    Returns:
+      [B] float32.
+
+    Raises:
+      ValueError: the network's number of outputs does not fit the kind.
+
+    >>> two = lambda params, batch: jnp.zeros((*batch.tokens.shape, 2))
+    >>> ones = jnp.ones((1, 3), int)
+    >>> batch = TokenBatch(ones, ones, jnp.arange(3)[None], ones == 1)
+    >>> learned_reward(two, {}, batch, kind="probability")
+    Array([0.5], dtype=float32)
+    """
+    outputs = sequence_scores(score_fn, params, batch)
+    expected = 1 if kind == "score" else 2
+    if outputs.shape[-1] != expected:
+        raise ValueError(
+            f"a reward of kind {kind!r} needs a network with {expected} outputs, "
+            f"this one has {outputs.shape[-1]}"
+        )
+    if kind == "score":
+        return jnp.squeeze(outputs, -1)
+    return binary_reward(outputs, kind=kind)
+
+
+def normalize_scores(params: Params, scores: Array) -> Params:
+    """Sets gain and offset so that these scores become mean 0, std 1.
+
+    gain ← gain / σ and offset ← (offset − μ) / σ: Ziegler et al. 2019,
+    arXiv:1909.08593, who do it before and after training on 256 samples of the
+    reference policy.
+
+    Args:
+      params: of a reward model whose head has scalar ``gain`` and ``offset``.
+      scores: [N] float32, this model's scores of reference samples, none masked.
+
+    Returns:
+      New parameters; they differ in gain and offset only.
+
+    Raises:
+      ValueError: the scores are all equal, so that no gain makes their std 1.
+
+    >>> head = {"gain": jnp.float32(1.0), "offset": jnp.float32(0.0)}
+    >>> normed = normalize_scores({"score_head": head}, jnp.array([1.0, 5.0]))
+    >>> {k: float(v) for k, v in normed["score_head"].items()}
+    {'gain': 0.5, 'offset': -1.5}
+    """
+    mean, std = jnp.mean(scores), jnp.std(scores)
+    if not std > 0:
+        raise ValueError(
+            f"{scores.size} reference samples all score {float(mean):.4g}: expected "
+            "different scores to normalise by; sample more of them"
+        )
+    head = params["score_head"]
+    head = head | {"gain": head["gain"] / std, "offset": (head["offset"] - mean) / std}
+    return params | {"score_head": head}

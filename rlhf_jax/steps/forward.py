@@ -1,0 +1,37 @@
+"""A policy's view of a batch, aligned with its tokens."""
+
+from rlhf_jax.ops.logprobs import align_to_tokens, token_entropy, token_logprobs
+from rlhf_jax.types import ApplyFn, Params, PolicyOutput, TokenBatch
+
+
+def policy_forward(
+    apply_fn: ApplyFn, params: Params, batch: TokenBatch, *, temperature: float
+) -> PolicyOutput:
+    """Log-probs, entropy and values of every token: log π(aₜ | sₜ), H(π(· | sₜ)), V(sₜ).
+
+    No reference. What the caller does not use costs nothing under ``jax.jit``.
+
+    Args:
+      apply_fn: the network.
+      params: its parameters.
+      batch: [B, T] tokens; where the mask is False the result means nothing.
+      temperature: divides the logits; the one that the tokens were sampled at.
+
+    Returns:
+      PolicyOutput of float32 [B, T]; values are None for a network without a critic.
+
+    >>> import jax.numpy as jnp
+    >>> from rlhf_jax.types import ModelOutput
+    >>> uniform = lambda params, batch: ModelOutput(jnp.zeros((*batch.tokens.shape, 4)))
+    >>> ones = jnp.ones((1, 3), int)
+    >>> batch = TokenBatch(ones, ones, jnp.arange(3)[None], ones == 1)
+    >>> policy_forward(uniform, {}, batch, temperature=1.0).logprobs.round(2).tolist()
+    [[0.0, -1.3899999856948853, -1.3899999856948853]]
+    """
+    output = apply_fn(params, batch)
+    values = None if output.values is None else align_to_tokens(output.values)
+    return PolicyOutput(
+        logprobs=token_logprobs(output.logits, batch.tokens, temperature=temperature),
+        entropy=token_entropy(output.logits, temperature=temperature),
+        values=values,
+    )

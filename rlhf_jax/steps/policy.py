@@ -1,0 +1,156 @@
+"""The PPO update: all epochs and minibatches of a batch of episodes, in one scan."""
+
+import jax
+
+from rlhf_jax.masking import masked_mean
+from rlhf_jax.ops.kl import adaptive_kl_update
+from rlhf_jax.ops.policy_loss import ppo_loss
+from rlhf_jax.ops.value_loss import explained_variance, value_loss
+from rlhf_jax.steps.config import PPOConfig
+from rlhf_jax.steps.forward import policy_forward
+from rlhf_jax.steps.rollout import episode_kl
+from rlhf_jax.steps.state import PolicyState, apply_loss
+from rlhf_jax.types import Array, Experience, Metrics
+
+
+def policy_step(
+    state: PolicyState,
+    experience: Experience,
+    *,
+    key: Array,
+    config: PPOConfig,
+    axis_name: str | None = None,
+) -> tuple[PolicyState, Metrics]:
+    """Epochs × minibatches updates of L = L_clip + c_v · L_value, then the KL rule.
+
+    Schulman et al. 2017, arXiv:1707.06347; adaptive β: Ziegler et al. 2019,
+    arXiv:1909.08593. Minibatches are drawn from the global batch, each anew in every
+    epoch, so that the result does not depend on the number of devices.
+
+    Args:
+      state: policy and critic.
+      experience: [B, T] a device.
+      key: PRNG key of the permutations, the same on every device.
+      config: epochs, minibatches, clip ranges, value coefficient, KL target.
+      axis_name: the mapped axis over whose devices the batch is spread, or None.
+
+    Returns:
+      The new state and metrics: ``policy/*`` and ``value/*`` over all updates;
+      ``first/*`` of the first update alone, where the ratio must still be 1.
+
+    Raises:
+      ValueError: minibatches do not divide the global batch into equal device parts.
+    """
+    whole = _gather(experience, axis_name)
+    index = _minibatch_rows(
+        key, whole.scores.shape[0], experience.scores.shape[0], config, axis_name
+    )
+
+    def update(state, rows):
+        minibatch = jax.tree.map(lambda x: x[rows], whole)
+        return ppo_update(state, minibatch, config=config, axis_name=axis_name)
+
+    state, stacked = jax.lax.scan(update, state, index)
+    explained = explained_variance(
+        whole.values, whole.returns, whole.rollout.batch.mask
+    )
+    metrics = stacked.collapse() + _first_update(stacked)
+    metrics = metrics + Metrics.of({"value/explained_variance": (explained, 1)})
+    return _adapt_kl_coef(state, whole, config), metrics
+
+
+def ppo_update(
+    state: PolicyState,
+    minibatch: Experience,
+    *,
+    config: PPOConfig,
+    axis_name: str | None,
+) -> tuple[PolicyState, Metrics]:
+    """One update of the clipped policy loss plus the clipped value loss.
+
+    Both are means over the tokens of the global minibatch; a masked token has no part.
+    """
+    rollout, mask = minibatch.rollout, minibatch.rollout.batch.mask
+
+    def loss_fn(params):
+        policy = policy_forward(
+            state.apply_fn,
+            params,
+            rollout.batch,
+            temperature=config.sampling.temperature,
+        )
+        if policy.values is None:
+            raise ValueError("the policy has no critic: PPO needs one")
+        policy_terms, policy_metrics = ppo_loss(
+            policy.logprobs,
+            rollout.logprobs,
+            minibatch.advantages,
+            mask,
+            clip_eps=config.clip_eps,
+        )
+        value_terms, value_metrics = value_loss(
+            policy.values,
+            minibatch.values,
+            minibatch.returns,
+            mask,
+            clip_eps=config.value_clip_eps,
+        )
+        terms = policy_terms + config.value_coef * value_terms
+        loss = masked_mean(terms, mask, axis_name=axis_name)
+        return loss, policy_metrics + value_metrics
+
+    return apply_loss(state, loss_fn, axis_name=axis_name)
+
+
+def _gather(experience: Experience, axis_name: str | None) -> Experience:
+    """The global batch on every device: a few numbers a token, small next to a model."""
+    if axis_name is None:
+        return experience
+    return jax.lax.all_gather(experience, axis_name, tiled=True)
+
+
+def _minibatch_rows(
+    key: Array, rows: int, rows_here: int, config: PPOConfig, axis_name: str | None
+) -> Array:
+    """[epochs · minibatches, rows] indices into the global batch, for this device."""
+    devices = rows // rows_here
+    if rows % (config.minibatches * devices):
+        raise ValueError(
+            f"minibatches = {config.minibatches} of {rows} episodes on {devices} "
+            f"devices: expected episodes a multiple of {config.minibatches * devices}"
+        )
+    keys = jax.random.split(key, config.epochs)
+    order = jax.vmap(lambda k: jax.random.permutation(k, rows))(keys)
+    parts = order.reshape(config.epochs * config.minibatches, devices, -1)
+    device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+    return parts[:, device]
+
+
+def _first_update(stacked: Metrics) -> Metrics:
+    """The first update's ratio statistics: 1, 0 and 0 if sampling and scoring agree."""
+    first = jax.tree.map(lambda x: x[0], stacked)
+    names = ("ratio", "approx_kl", "clip_fraction")
+    return Metrics.of(
+        {
+            f"first/{n}": (first.sums[f"policy/{n}"], first.counts[f"policy/{n}"])
+            for n in names
+        },
+        maxima={"first/ratio_max": first.maxima["policy/ratio_max"]},
+    )
+
+
+def _adapt_kl_coef(
+    state: PolicyState, experience: Experience, config: PPOConfig
+) -> PolicyState:
+    if config.kl.target is None:
+        return state
+    kl, episodes = episode_kl(experience.rollout, experience.ref_logprobs)
+    return state.replace(
+        kl_coef=adaptive_kl_update(
+            state.kl_coef,
+            kl / episodes,
+            target=config.kl.target,
+            horizon=config.kl.horizon,
+            num_episodes=experience.scores.shape[0],
+        )
+    )

@@ -1,0 +1,151 @@
+"""Training a reward model: pairs, rankings, choices or labels, by one step.
+
+Each kind of judgement is a function ``(score_fn, params, judged) -> (terms, weight,
+metrics)``; the step only averages the terms and updates.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.masking import masked_mean, masked_sum
+from rlhf_jax.ops.reward_loss import (
+    binary_reward_loss,
+    choice_reward_loss,
+    pairwise_accuracy,
+    pairwise_reward_loss,
+    ranking_reward_loss,
+)
+from rlhf_jax.rewards.learned import sequence_scores
+from rlhf_jax.steps.state import TrainState, apply_loss
+from rlhf_jax.types import (
+    Array,
+    Metrics,
+    Params,
+    PreferenceBatch,
+    ScoreFn,
+    TokenBatch,
+)
+
+RewardTerms = Callable[[ScoreFn, Params, Any], tuple[Array, Array, Metrics]]
+
+
+def pairwise_terms(
+    score_fn: ScoreFn, params: Params, pairs: PreferenceBatch
+) -> tuple[Array, Array, Metrics]:
+    """Bradley–Terry over pairs: Stiennon et al. 2020, arXiv:2009.01325.
+
+    Both sides go through the network in one call. A pair of weight 0 has no part.
+    """
+    both = jax.tree.map(
+        lambda c, r: jnp.concatenate([c, r]), pairs.chosen, pairs.rejected
+    )
+    chosen, rejected = jnp.split(sequence_scores(score_fn, params, both)[:, 0], 2)
+    terms = pairwise_reward_loss(chosen, rejected, margin=pairs.margin)
+    right = pairwise_accuracy(chosen, rejected)
+    return terms, pairs.weight, _metrics(terms, right, pairs.weight)
+
+
+def ranking_terms(
+    score_fn: ScoreFn, params: Params, ranked: tuple[TokenBatch, Array]
+) -> tuple[Array, Array, Metrics]:
+    """Plackett–Luce over K completions a prompt: ([B·K, T] tokens, [B, K] ranks).
+
+    Accuracy is the share of ordered pairs of a ranking that the scores order alike.
+    """
+    batch, ranks = ranked
+    scores = sequence_scores(score_fn, params, batch).reshape(ranks.shape)
+    terms = ranking_reward_loss(scores, ranks)
+    better = (ranks[:, :, None] < ranks[:, None, :]) & (ranks >= 0)[:, :, None]
+    this, other = jnp.broadcast_arrays(scores[:, :, None], scores[:, None, :])
+    right = pairwise_accuracy(this.ravel(), other.ravel()).reshape(this.shape)
+    share = jnp.sum(jnp.where(better, right, 0.0), axis=(1, 2)) / jnp.maximum(
+        jnp.sum(better, axis=(1, 2)), 1
+    )
+    weight = jnp.any(better, axis=(1, 2)).astype(jnp.float32)
+    return terms, weight, _metrics(terms, share, weight)
+
+
+def choice_terms(
+    score_fn: ScoreFn, params: Params, ranked: tuple[TokenBatch, Array]
+) -> tuple[Array, Array, Metrics]:
+    """Softmax over K completions, rank 0 chosen: Ziegler et al. 2019, arXiv:1909.08593.
+
+    Accuracy is the share of prompts whose chosen completion scores highest.
+    """
+    batch, ranks = ranked
+    scores = sequence_scores(score_fn, params, batch).reshape(ranks.shape)
+    choice = jnp.argmin(jnp.where(ranks < 0, ranks.shape[1], ranks), axis=1)
+    terms = choice_reward_loss(scores, choice)
+    right = (jnp.argmax(scores, axis=1) == choice).astype(jnp.float32)
+    weight = jnp.ones_like(terms)
+    return terms, weight, _metrics(terms, right, weight)
+
+
+def binary_terms(
+    score_fn: ScoreFn, params: Params, labelled: tuple[TokenBatch, Array]
+) -> tuple[Array, Array, Metrics]:
+    """Two-logit classifier: ([B, T] tokens, [B] labels, 1 = good, −1 = no label)."""
+    batch, labels = labelled
+    logits = sequence_scores(score_fn, params, batch)
+    known = labels >= 0
+    terms = binary_reward_loss(logits, jnp.where(known, labels, 0))
+    right = (jnp.argmax(logits, axis=1) == labels).astype(jnp.float32)
+    weight = known.astype(jnp.float32)
+    return terms, weight, _metrics(terms, right, weight)
+
+
+def reward_step(
+    state: TrainState,
+    judged: Any,
+    *,
+    terms_fn: RewardTerms,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One update of the weighted mean of a kind's terms over the global batch.
+
+    Args:
+      state: reward model with ``apply_fn`` a `ScoreFn`.
+      judged: what ``terms_fn`` takes: a PreferenceBatch, (tokens, ranks) or
+        (tokens, labels).
+      terms_fn: the kind of judgement.
+      axis_name: the mapped axis over whose devices the batch is spread, or None.
+
+    Returns:
+      The new state, and ``reward/loss`` (nats), ``reward/accuracy``,
+      ``optim/grad_norm``.
+    """
+
+    def loss_fn(params):
+        terms, weight, metrics = terms_fn(state.apply_fn, params, judged)
+        weighted = masked_mean(terms * weight, weight > 0, axis_name=axis_name)
+        mean_weight = masked_mean(weight, weight > 0, axis_name=axis_name)
+        return weighted / jnp.where(mean_weight > 0, mean_weight, 1.0), metrics
+
+    return apply_loss(state, loss_fn, axis_name=axis_name)
+
+
+def reward_eval(
+    params: Params,
+    judged: Any,
+    *,
+    score_fn: ScoreFn,
+    terms_fn: RewardTerms,
+    axis_name: str | None = None,
+) -> Metrics:
+    """``reward/loss`` and ``reward/accuracy`` of the global batch; no update."""
+    _, _, metrics = terms_fn(score_fn, params, judged)
+    return metrics.reduce(axis_name)
+
+
+def _metrics(terms: Array, right: Array, weight: Array) -> Metrics:
+    """Weighted mean loss; accuracy over the examples whose weight is not 0."""
+    loss, _ = masked_sum(terms * weight, weight > 0)
+    return Metrics.of(
+        {
+            "reward/loss": (loss, jnp.sum(weight)),
+            "reward/accuracy": masked_sum(right, weight > 0),
+        }
+    )

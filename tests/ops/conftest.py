@@ -1,0 +1,238 @@
+"""Oracles of the ops: float64 NumPy, plain loops, one entry at a time.
+
+Each takes the arguments of its row in test_laws.py.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def each(f: Callable[..., float], *arrays, shape=None) -> np.ndarray:
+    """f at every index of the first array: f(index) -> float."""
+    shape = arrays[0].shape if shape is None else shape
+    out = np.zeros(shape)
+    for index in np.ndindex(*shape):
+        out[index] = f(index)
+    return out
+
+
+def lse(z) -> float:
+    return float(np.log(sum(np.exp(v) for v in z)))
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else 0.0
+
+
+def variance(values) -> float:
+    values = list(values)
+    return mean((v - mean(values)) ** 2 for v in values)
+
+
+def softmax(z) -> np.ndarray:
+    return np.array([np.exp(v - lse(z)) for v in z])
+
+
+def token_logprobs(logits, tokens):
+    def at(i):
+        z = logits[i[0], i[1] - 1] / 0.7
+        return z[tokens[i]] - lse(z) if i[1] else 0.0
+
+    return each(at, tokens)
+
+
+def token_entropy(logits):
+    def at(i):
+        p = softmax(logits[i[0], i[1] - 1] / 0.7)
+        return -sum(v * np.log(v) for v in p) if i[1] else 0.0
+
+    return each(at, shape=logits.shape[:2])
+
+
+def top_k(logits):
+    keep = lambda i: sum(v > logits[i] for v in logits[i[:-1]]) < 3
+    return each(lambda i: logits[i] if keep(i) else 0.0, logits)
+
+
+def top_p(logits):
+    def at(i):
+        p = softmax(logits[i[:-1]])
+        return logits[i] if sum(v for v in p if v > p[i[-1]]) < 0.6 else 0.0
+
+    return each(at, logits)
+
+
+def min_p(logits):
+    def at(i):
+        p = softmax(logits[i[:-1]])
+        return logits[i] if p[i[-1]] >= 0.3 * max(p) else 0.0
+
+    return each(at, logits)
+
+
+def kl_estimate(logprobs, ref, mask, *, kind):
+    def at(i):
+        ratio = np.exp(ref[i] - logprobs[i])
+        estimates = {
+            "k1": -np.log(ratio),
+            "k2": np.log(ratio) ** 2 / 2,
+            "k3": ratio - 1 - np.log(ratio),
+        }
+        return estimates[kind] if mask[i] else 0.0
+
+    return each(at, mask)
+
+
+def kl_penalized_rewards(scores, logprobs, ref, mask):
+    rewards = -0.3 * kl_estimate(logprobs, ref, mask, kind="k1")
+    for b in range(len(mask)):
+        owned = [t for t in range(mask.shape[1]) if mask[b, t]]
+        if owned:
+            rewards[b, owned[-1]] += scores[b]
+    return rewards
+
+
+def adaptive_kl(kl_coef, observed):
+    error = min(max(observed / 6.0 - 1.0, -0.2), 0.2)
+    return kl_coef * (1 + error * 64 / 1000)
+
+
+def gae(rewards, values, mask):
+    """By its definition as a double sum over the unmasked tokens."""
+    gamma, lam = 0.9, 0.8
+    advantages = np.zeros(mask.shape)
+    for b in range(len(mask)):
+        owned = [t for t in range(mask.shape[1]) if mask[b, t]]
+        v = [values[b, t] for t in owned] + [0.0]
+        deltas = [rewards[b, t] + gamma * v[i + 1] - v[i] for i, t in enumerate(owned)]
+        for i, t in enumerate(owned):
+            terms = enumerate(deltas[i:])
+            advantages[b, t] = sum((gamma * lam) ** n * delta for n, delta in terms)
+    return advantages, np.where(mask, advantages + np.where(mask, values, 0), 0)
+
+
+def ppo(logprobs, old, advantages, mask):
+    ratio = each(lambda i: np.exp(logprobs[i] - old[i]) if mask[i] else 0, mask)
+
+    def at(i):
+        clipped = min(max(ratio[i], 0.8), 1.2)
+        objective = min(ratio[i] * advantages[i], clipped * advantages[i])
+        return -objective if mask[i] else 0.0
+
+    terms = each(at, mask)
+    owned = [i for i in np.ndindex(*mask.shape) if mask[i]]
+    clips = lambda i: ratio[i] > 1.2 if advantages[i] > 0 else ratio[i] < 0.8
+    return terms, {
+        "policy/loss": mean(terms[i] for i in owned),
+        "policy/approx_kl": mean((logprobs[i] - old[i]) ** 2 / 2 for i in owned),
+        "policy/clip_fraction": mean(float(clips(i)) for i in owned),
+        "policy/ratio": mean(ratio[i] for i in owned),
+        "policy/ratio_max": max(ratio[i] for i in owned),
+    }
+
+
+def value_loss(values, old, returns, mask, *, eps):
+    def at(i):
+        near = min(max(values[i], old[i] - eps), old[i] + eps)
+        losses = (values[i] - returns[i]) ** 2 / 2, (near - returns[i]) ** 2 / 2
+        return (max(losses), float(losses[1] > losses[0])) if mask[i] else (0.0, 0.0)
+
+    terms, clipped = each(lambda i: at(i)[0], mask), each(lambda i: at(i)[1], mask)
+    owned = [i for i in np.ndindex(*mask.shape) if mask[i]]
+    return terms, {
+        "value/loss": mean(terms[i] for i in owned),
+        "value/clip_fraction": mean(clipped[i] for i in owned),
+        "value/mean": mean(values[i] for i in owned),
+        "value/error": mean((values[i] - returns[i]) ** 2 for i in owned),
+    }
+
+
+def explained_variance(values, returns, mask):
+    v, r = values[mask], returns[mask]
+    return 1 - variance(r - v) / variance(r)
+
+
+def supervised(logprobs, mask):
+    terms = each(lambda i: -logprobs[i] if mask[i] else 0.0, mask)
+    return terms, {"sft/loss": mean(-x for x in logprobs[mask])}
+
+
+def pairwise(chosen, rejected, margin):
+    loss = lambda i: -np.log(1 / (1 + np.exp(margin[i] + rejected[i] - chosen[i])))
+    return each(loss, chosen)
+
+
+def ranking(scores, ranks):
+    def at(b):
+        s, r = scores[b], ranks[b]
+        present = [i for i in range(len(r)) if r[i] >= 0]
+        rivals = lambda i: [s[j] for j in present if r[j] >= r[i]]
+        return sum(lse(rivals(i)) - s[i] for i in present)
+
+    return np.array([at(b) for b in range(len(scores))])
+
+
+def choice(scores, index):
+    return np.array([lse(s) - s[i] for s, i in zip(scores, index, strict=True)])
+
+
+def whiten(x, mask, *, shift_mean):
+    mu, sigma = mean(x[mask]), np.sqrt(variance(x[mask]) + 1e-8)
+    back = 0.0 if shift_mean else mu
+    return each(lambda i: (x[i] - mu) / sigma + back if mask[i] else 0.0, x)
+
+
+def select_last(x, mask):
+    owned = lambda b: [x[b, t] for t in range(x.shape[1]) if mask[b, t]]
+    return np.array([([0.0] + owned(b))[-1] for b in range(len(x))])
+
+
+def align(x):
+    return each(lambda i: x[i[0], i[1] - 1] if i[1] else 0.0, x)
+
+
+ORACLES: dict[str, Callable[..., Any]] = {
+    "masked_sum": lambda x, mask: (sum(x[mask]), len(x[mask])),
+    "masked_mean": lambda x, mask: mean(x[mask]),
+    "masked_whiten": partial(whiten, shift_mean=True),
+    "masked_whiten[keep mean]": partial(whiten, shift_mean=False),
+    "select_last": select_last,
+    "align_to_tokens": align,
+    "token_logprobs": token_logprobs,
+    "token_entropy": token_entropy,
+    "scale_by_temperature": lambda logits: logits / 0.7,
+    "top_k_mask": top_k,
+    "top_p_mask": top_p,
+    "min_p_mask": min_p,
+    "kl_estimate[k1]": partial(kl_estimate, kind="k1"),
+    "kl_estimate[k2]": partial(kl_estimate, kind="k2"),
+    "kl_estimate[k3]": partial(kl_estimate, kind="k3"),
+    "kl_penalized_rewards": kl_penalized_rewards,
+    "adaptive_kl_update": adaptive_kl,
+    "gae_advantages": gae,
+    "ppo_loss": ppo,
+    "value_loss": partial(value_loss, eps=0.2),
+    "value_loss[no clip]": partial(value_loss, eps=np.inf),
+    "explained_variance": explained_variance,
+    "supervised_loss": supervised,
+    "pairwise_reward_loss": pairwise,
+    "ranking_reward_loss": ranking,
+    "choice_reward_loss": choice,
+    "binary_reward_loss": choice,
+    "binary_reward[logit]": lambda logits: logits[:, 1],
+    "binary_reward[probability]": lambda logits: np.array(
+        [softmax(z)[1] for z in logits]
+    ),
+    "pairwise_accuracy": lambda c, r: each(lambda i: float(c[i] > r[i]), c),
+}
+
+
+@pytest.fixture(params=ORACLES)
+def oracle(request) -> tuple[str, Callable[..., Any]]:
+    """Every op in turn: (name of its row in test_laws.py, oracle)."""
+    return request.param, ORACLES[request.param]

@@ -1,0 +1,41 @@
+"""Networks small enough to reason about: what tests use in place of a transformer."""
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.types import Array, ModelOutput, Params, TokenBatch
+
+
+def tabular_policy(params: Params, batch: TokenBatch, *, cache=None, cache_size=None):
+    """π(token | last token) from ``logits`` [V, V], V(last token) from ``values`` [V].
+
+    The cache counts the tokens read; a table needs no more.
+    """
+    logits = params["logits"][batch.tokens]
+    values = params["values"][batch.tokens]
+    if cache_size is not None:
+        cache = jnp.int32(batch.tokens.shape[1])
+    elif cache is not None:
+        cache = cache + batch.tokens.shape[1]
+    return ModelOutput(logits=logits, values=values, cache=cache)
+
+
+def tabular_params(key: Array, vocab: int) -> Params:
+    return {
+        "logits": jax.random.normal(key, (vocab, vocab)),
+        "values": jnp.zeros(vocab),
+    }
+
+
+def tabular_score(params: Params, batch: TokenBatch) -> Array:
+    """[B, T, N] scores that only depend on the token read: ``scores`` [V, N]."""
+    return params["scores"][batch.tokens]
+
+
+def token_batch(tokens, real=None, mask=None) -> TokenBatch:
+    """A TokenBatch of one sequence a row; real marks what is not padding."""
+    tokens = jnp.asarray(tokens, jnp.int32)
+    real = jnp.ones_like(tokens) if real is None else jnp.asarray(real, jnp.int32)
+    mask = real > 0 if mask is None else jnp.asarray(mask, bool)
+    positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
+    return TokenBatch(tokens, real, positions, mask)
