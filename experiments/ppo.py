@@ -25,14 +25,17 @@ from experiments.rollouts import (
     LABELS,
     Evaluation,
     decode,
-    load_networks,
+    load_reward,
+    make_networks,
     make_scorer,
     stop_ids,
 )
 from experiments.stages import (
     DataConfig,
+    Stage,
     TokenMeter,
     count_params,
+    load_stage,
     pad_id,
     plan_memory,
     read_data,
@@ -67,6 +70,8 @@ from rlhf_jax.steps import (
 from rlhf_jax.terminal import print_plan, print_table, progress, samples_table
 from rlhf_jax.tracking import MetricsLogger, TrackingConfig
 
+TINY_REVIEWS_GOLD = "rlhf_jax.data.tiny_reviews:gold_reward"
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -80,7 +85,7 @@ class Config:
     """Run directory of a reward model, or module:function."""
     reward_kind: ScoreKind = "score"
     """What of a reward model is the reward; logit or probability for binary ones."""
-    gold: str | None = "rlhf_jax.data.tiny_reviews:gold_reward"
+    gold: str | None = None
     """The truth, as module:function, where it is known: logged, never trained on."""
     data: DataConfig = dataclasses.field(
         default_factory=lambda: DataConfig(
@@ -93,10 +98,10 @@ class Config:
     """Prompts."""
     prompt_words: int | None = None
     """Takes this many first words of a text column; none reads a prompt column."""
-    prompt_length: int = 16
+    prompt_length: int = 12
     """Tokens of a prompt at most."""
     ppo: PPOConfig = PPOConfig(
-        sampling=SamplingConfig(max_new_tokens=40), kl=KLConfig(coef=0.1)
+        sampling=SamplingConfig(max_new_tokens=24), kl=KLConfig(coef=0.1)
     )
     """The algorithm."""
     stop_text: str | None = None
@@ -135,17 +140,18 @@ def main(config: Config) -> dict[str, float]:
     run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
     devices = local_devices(config.devices)
 
-    # 1. Prompts and networks.
-    nets = load_networks(config.policy, config.reward, config.critic)
+    # 1. Earlier stages and prompts.
+    policy = load_stage(config.policy, "policy", option="--policy")
+    tokenizer = policy.tokenizer
+    reward = load_reward(config.reward, config.reward_kind, policy)
     sampling = dataclasses.replace(
         config.ppo.sampling,
-        stop_ids=config.ppo.sampling.stop_ids
-        or stop_ids(nets.policy.tokenizer, config.stop_text),
-        pad_id=pad_id(nets.policy.tokenizer),
+        stop_ids=config.ppo.sampling.stop_ids or stop_ids(tokenizer, config.stop_text),
+        pad_id=pad_id(tokenizer),
     )
     ppo = dataclasses.replace(config.ppo, sampling=sampling)
-    check_lengths(config, nets.policy.model.max_length)
-    examples, eval_examples = read_prompts(config, nets.policy.tokenizer)
+    check_lengths(config, policy.model.max_length)
+    examples, eval_examples = read_prompts(config, tokenizer)
     collate = functools.partial(
         collate_prompts, length=config.prompt_length, pad_id=sampling.pad_id
     )
@@ -157,7 +163,10 @@ def main(config: Config) -> dict[str, float]:
 
     # 2. What is going to run.
     length = config.prompt_length + sampling.max_new_tokens
-    trained = count_params(nets.params)
+    nets = make_networks(policy, reward, config.critic)
+    trained, frozen = count_params(nets.params), count_params(policy.params)
+    if isinstance(reward, Stage):
+        frozen += count_params(reward.params)
     print_plan(
         f"PPO on {len(examples):,} prompts, reward {config.reward}",
         parameters=trained,
@@ -165,11 +174,9 @@ def main(config: Config) -> dict[str, float]:
         tokens_per_step=config.batch_size * length // ppo.minibatches,
         devices=devices,
         memory=plan_memory(
-            nets.policy.model,
+            policy.model,
             trained=trained,
-            frozen=count_params(
-                (nets.policy.params, nets.reward and nets.reward.params)
-            ),
+            frozen=frozen,
             rows=config.batch_size // ppo.minibatches // len(devices),
             length=length,
         ),
@@ -182,8 +189,8 @@ def main(config: Config) -> dict[str, float]:
         bind(experience_step, ref_apply_fn=nets.ref_apply_fn), devices
     )
     update = data_parallel(bind(policy_step), devices, donate_state=True)
-    score = make_scorer(nets, config.reward, config.reward_kind, devices)
-    ref_params = replicate(nets.policy.params, devices)
+    score = make_scorer(reward, config.reward_kind, tokenizer, devices)
+    ref_params = replicate(policy.params, devices)
 
     updates = total * ppo.epochs * ppo.minibatches
     state = create_policy_state(
@@ -207,7 +214,7 @@ def main(config: Config) -> dict[str, float]:
         )
         scores = score(rollout)
         _, metrics = prepare(state, ref_params, rollout, scores)
-        texts = decode(nets.policy.tokenizer, unshard(rollout))
+        texts = decode(tokenizer, unshard(rollout))
         return Evaluation(
             *texts,
             scores=np.asarray(unshard(scores)),
@@ -219,8 +226,8 @@ def main(config: Config) -> dict[str, float]:
     state, restored = resume_state(run_dir, state, loader)
     save_model_files(
         run_dir,
-        nets.policy.model,
-        nets.policy.tokenizer,
+        policy.model,
+        tokenizer,
         params_path=nets.params_path,
     )
     state = replicate(state, devices)
@@ -243,7 +250,7 @@ def main(config: Config) -> dict[str, float]:
             state, improvement = update(state, experience, key=update_key)
             shown = unreplicate(objective + improvement).compute()
             if gold is not None:
-                texts = decode(nets.policy.tokenizer, unshard(rollout))
+                texts = decode(tokenizer, unshard(rollout))
                 shown["objective/gold"] = call_reward_function(gold, *texts).mean()
             meter.add(int(shown["rollout/response_length"] * config.batch_size))
             logger.log(step, shown, timings={"tokens_per_s": meter.rate()})
@@ -324,5 +331,6 @@ def preset(name: str) -> Config:
 
 
 if __name__ == "__main__":
-    presets = {"tiny_reviews": Config()} | {name: preset(name) for name in PPO_PRESETS}
+    presets = {"tiny_reviews": Config(gold=TINY_REVIEWS_GOLD)}
+    presets |= {name: preset(name) for name in PPO_PRESETS}
     cli.run(main, presets, description=__doc__ or "")

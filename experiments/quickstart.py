@@ -12,9 +12,11 @@ Measured on 2 CPU cores (three seeds): see README.md.
 """
 
 import dataclasses
+import functools
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from experiments import cli, ppo, reward_model, sft
 from experiments.stages import DataConfig
@@ -49,9 +51,9 @@ def main(config: Config) -> None:
     run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
     best = best_accuracy(write_data(run_dir / "data"))
     results: dict[str, float] = {"reward/best_accuracy": best}
-    for name, stage, stage_config in stages(config):
+    for name, stage in stages(config):
         began = time.perf_counter()
-        results |= stage(stage_config)
+        results |= stage()
         print(f"{name}: {time.perf_counter() - began:.0f} s\n")
         if name == config.until:
             break
@@ -80,51 +82,49 @@ def best_accuracy(data_dir: Path) -> float:
     return oracle_accuracy(chosen, rejected)
 
 
-def stages(config: Config):
-    """(name, main, config) of each stage, in order."""
+def stages(config: Config) -> Iterator[tuple[Until, Callable[[], dict[str, float]]]]:
+    """(name, function that runs it) of each stage, in order."""
     run, percent = config.run_dir, round(100 * config.scale)
-    common = {
+    common: dict[str, Any] = {
         "devices": config.devices,
         "seed": config.seed,
         "resume": config.resume,
     }
 
-    def data(part: str) -> DataConfig:
+    def data(part: str, split: str) -> DataConfig:
         return DataConfig(
             path=f"tfds:tiny_reviews/{part}",
-            split=f"train[:{percent}%]",
+            split=split,
             eval_path=f"tfds:tiny_reviews/{part}",
             eval_split="test",
             data_dir=run / "data",
         )
 
-    yield "sft", sft.main, sft.Config(run / "sft", data("reviews"), **common)
-    yield (
-        "reward",
-        reward_model.main,
-        reward_model.Config(
-            run / "reward",
-            data("rankings"),
-            policy=run / "sft",
-            normalize=True,
-            **common,
-        ),
+    demonstrations = sft.Config(
+        run / "sft", data("reviews", f"train[:{percent}%]"), **common
     )
+    yield "sft", functools.partial(sft.main, demonstrations)
+    judgements = reward_model.Config(
+        run / "reward",
+        data("rankings", f"train[:{percent}%]"),
+        policy=run / "sft",
+        normalize=True,
+        **common,
+    )
+    yield "reward", functools.partial(reward_model.main, judgements)
     episodes = ppo.Config.batch_size * max(
         1, round(config.scale * ppo.Config.episodes / ppo.Config.batch_size)
     )
-    yield (
-        "ppo",
-        ppo.main,
-        ppo.Config(
-            run / "ppo",
-            policy=run / "sft",
-            reward=str(run / "reward"),
-            data=data("prompts"),
-            episodes=episodes,
-            **common,
-        ),
+    prompts = ppo.Config(
+        run / "ppo",
+        policy=run / "sft",
+        reward=str(run / "reward"),
+        gold=ppo.TINY_REVIEWS_GOLD,
+        data=data("prompts", "train"),
+        episodes=episodes,
+        **common,
     )
+    yield "ppo", functools.partial(ppo.main, prompts)
 
 
 def print_results(results: dict[str, float], run_dir: Path) -> None:

@@ -128,7 +128,7 @@ def main(config: Config) -> dict[str, float]:
     # 1. Data: all of it is read and tokenized before anything is compiled.
     texts, eval_texts = read_data(config.data, judgement.parse, seed=config.seed)
     policy = load_policy(config)
-    tokenizer, model = network(config, policy, texts)
+    tokenizer, model = start_from(config, policy, texts)
     tokenize = functools.partial(
         judgement.tokenize,
         tokenizer=tokenizer,
@@ -149,13 +149,10 @@ def main(config: Config) -> dict[str, float]:
     total = config.epochs * (len(examples) // config.batch_size)
     rows = len(judgement.completions(examples[0])) * config.batch_size
 
-    # 2. Network, and what is going to run.
-    params = init_params(
-        ScoreModel(model, judgement.num_outputs), key=jax.random.key(config.seed)
-    )
-    if policy is not None:
-        params = score_params_from_policy(policy.params, params)
-    size = count_params(params)
+    # 2. What is going to run.
+    network = ScoreModel(model, judgement.num_outputs)
+    init = functools.partial(init_params, network, key=jax.random.key(config.seed))
+    size = count_params(jax.eval_shape(init))
     print_plan(
         f"Reward model, {config.kind}, on {len(examples):,} judgements ({num_cut} cut)",
         parameters=size,
@@ -168,6 +165,9 @@ def main(config: Config) -> dict[str, float]:
     )
 
     # 3. Training, between two normalisations if asked for.
+    params = init()
+    if policy is not None:
+        params = score_params_from_policy(policy.params, params)
     score_fn = score_apply(model, num_outputs=judgement.num_outputs)
     state = create_state(score_fn, params, make_optimizer(config.optim, total))
     state, restored = resume_state(run_dir, state, loader)
@@ -235,7 +235,7 @@ def load_policy(config: Config) -> Stage | None:
     return load_stage(config.policy, "policy", option="--policy")
 
 
-def network(config: Config, policy: Stage | None, texts: list[Any]):
+def start_from(config: Config, policy: Stage | None, texts: list[Any]):
     """(tokenizer, model): the policy's, or new ones."""
     if policy is not None:
         return policy.tokenizer, policy.model

@@ -22,6 +22,7 @@ from rlhf_jax.models import (
 )
 from rlhf_jax.parallel import Devices, data_parallel, replicate, shard, unshard
 from rlhf_jax.rewards import (
+    RewardFunction,
     ScoreKind,
     call_reward_function,
     learned_reward,
@@ -31,43 +32,52 @@ from rlhf_jax.types import ApplyFn, Array, Params, Rollout, ScoreFn
 
 
 class Networks(NamedTuple):
-    """Policy with critic, reference, and the reward model if there is one."""
+    """Policy and critic under training, and the reference."""
 
-    policy: Stage
-    reward: Stage | None
     apply_fn: ApplyFn
     ref_apply_fn: ApplyFn
     params: Params  # of policy and critic
     params_path: str  # of the policy within a checkpoint of the state
 
 
-def load_networks(
-    policy_dir: Path, reward: str, critic: Literal["reward", "head"]
-) -> Networks:
-    """Loads what PPO starts from; ``reward`` is a run directory or module:function."""
-    policy = load_stage(policy_dir, "policy", option="--policy")
-    judge = (
-        None if ":" in reward else load_stage(Path(reward), "reward", option="--reward")
-    )
-    if judge and judge.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+def load_reward(reward: str, kind: ScoreKind, policy: Stage) -> Stage | RewardFunction:
+    """A reward model that reads the policy's tokens, or a function of texts."""
+    if ":" in reward:
+        return load_reward_function(reward)
+    judge = load_stage(Path(reward), "reward", option="--reward")
+    if judge.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise UserError(
-            f"--reward {reward}: its tokenizer is not that of --policy {policy_dir}; "
-            "train the reward model with --policy, so that both read the same tokens"
+            f"--reward {reward}: its tokenizer is not the policy's; train the reward "
+            "model with --policy, so that both read the same tokens"
         )
+    expected = 1 if kind == "score" else 2
+    if judge.num_outputs != expected:
+        raise UserError(
+            f"--reward-kind {kind}: the reward model {reward} has {judge.num_outputs} "
+            f"outputs, expected {expected}; a scalar model's reward is its score, a "
+            "binary one's its logit or probability"
+        )
+    return judge
+
+
+def make_networks(
+    policy: Stage, reward: Stage | RewardFunction, critic: Literal["reward", "head"]
+) -> Networks:
+    """The policy with the critic that is asked for."""
     ref_apply_fn = policy_apply(policy.model)
     if critic == "head":
         head = init_params(ActorCritic(policy.model), key=jax.random.key(0))
         params = {**head, **policy.params}
         apply_fn = actor_critic_apply(policy.model)
-        return Networks(policy, judge, apply_fn, ref_apply_fn, params, "params")
-    if judge is None:
+        return Networks(apply_fn, ref_apply_fn, params, "params")
+    if not isinstance(reward, Stage):
         raise UserError(
-            f"--critic reward: the reward {reward} is a function, there is no network "
-            "to start a critic from; use --critic head"
+            "--critic reward: the reward is a function, there is no network to start a "
+            "critic from; use --critic head"
         )
-    params = {"policy": policy.params, "critic": critic_params(judge)}
-    apply_fn = separate_critic_apply(policy.model, judge.model)
-    return Networks(policy, judge, apply_fn, ref_apply_fn, params, "params/policy")
+    params = {"policy": policy.params, "critic": critic_params(reward)}
+    apply_fn = separate_critic_apply(policy.model, reward.model)
+    return Networks(apply_fn, ref_apply_fn, params, "params/policy")
 
 
 def critic_params(judge: Stage) -> Params:
@@ -106,29 +116,21 @@ def decode(tokenizer: Any, rollout: Rollout) -> tuple[list[str], list[str]]:
 
 
 def make_scorer(
-    nets: Networks, reward: str, kind: ScoreKind, devices: Devices
+    reward: Stage | RewardFunction, kind: ScoreKind, tokenizer: Any, devices: Devices
 ) -> Callable[[Rollout], Array]:
     """A function from a sharded rollout to its sharded scores [N, B/N]."""
-    if nets.reward is None:
-        function = load_reward_function(reward)
+    if not isinstance(reward, Stage):
 
         def score_texts(rollout: Rollout) -> Array:
-            texts = decode(nets.policy.tokenizer, unshard(rollout))
-            return shard(call_reward_function(function, *texts), devices)
+            texts = decode(tokenizer, unshard(rollout))
+            return shard(call_reward_function(reward, *texts), devices)
 
         return score_texts
 
-    expected = 1 if kind == "score" else 2
-    if nets.reward.num_outputs != expected:
-        raise UserError(
-            f"--reward-kind {kind}: the reward model {reward} has "
-            f"{nets.reward.num_outputs} outputs, expected {expected}; a scalar model's "
-            "reward is its score, a binary one's its logit or probability"
-        )
-    score_fn = score_apply(nets.reward.model, num_outputs=nets.reward.num_outputs)
+    score_fn = score_apply(reward.model, num_outputs=reward.num_outputs)
     step = functools.partial(score_step, score_fn=score_fn, kind=kind)
     mapped = data_parallel(step, devices)
-    params = replicate(nets.reward.params, devices)
+    params = replicate(reward.params, devices)
     return lambda rollout: mapped(params, rollout.batch)
 
 

@@ -19,9 +19,7 @@ import jax
 from experiments import cli
 from experiments.stages import (
     DataConfig,
-    Stage,
     TokenMeter,
-    count_params,
     load_stage,
     pad_id,
     plan_memory,
@@ -39,7 +37,13 @@ from rlhf_jax.data import (
     tokenize_demonstrations,
     train_tokenizer,
 )
-from rlhf_jax.models import CausalLM, TransformerConfig, init_params, policy_apply
+from rlhf_jax.models import (
+    CausalLM,
+    TransformerConfig,
+    init_params,
+    num_params,
+    policy_apply,
+)
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import (
     data_parallel,
@@ -115,17 +119,17 @@ def main(config: Config) -> dict[str, float]:
 
     # 1. Data: all of it is read and tokenized before anything is compiled.
     texts, eval_texts = read_data(config.data, demonstrations, seed=config.seed)
-    policy = start_policy(config, texts)
+    tokenizer, model, params = start_from(config, texts)
     tokenize = functools.partial(
         tokenize_demonstrations,
-        tokenizer=policy.tokenizer,
-        max_length=policy.model.max_length,
+        tokenizer=tokenizer,
+        max_length=model.max_length,
         too_long=config.data.too_long,
     )
     (examples, num_cut), (eval_examples, _) = tokenize(texts), tokenize(eval_texts)
     length = max(len(e.prompt + e.completion) for e in examples + eval_examples)
     collate = functools.partial(
-        collate_demonstrations, length=length, pad_id=pad_id(policy.tokenizer)
+        collate_demonstrations, length=length, pad_id=pad_id(tokenizer)
     )
     loader = make_loader(
         examples, batch_size=config.batch_size, seed=config.seed, collate=collate
@@ -133,7 +137,7 @@ def main(config: Config) -> dict[str, float]:
     total = config.epochs * (len(examples) // config.batch_size)
 
     # 2. What is going to run.
-    size = count_params(policy.params)
+    size = num_params(model)
     print_plan(
         f"Supervised fine-tuning on {len(examples):,} demonstrations ({num_cut} cut)",
         parameters=size,
@@ -141,7 +145,7 @@ def main(config: Config) -> dict[str, float]:
         tokens_per_step=config.batch_size * length,
         devices=devices,
         memory=plan_memory(
-            policy.model,
+            model,
             trained=size,
             frozen=0,
             rows=config.batch_size // len(devices),
@@ -150,10 +154,12 @@ def main(config: Config) -> dict[str, float]:
     )
 
     # 3. Training: maximum likelihood of the completions.
-    apply_fn = policy_apply(policy.model)
-    state = create_state(apply_fn, policy.params, make_optimizer(config.optim, total))
+    if params is None:
+        params = init_params(CausalLM(model), key=jax.random.key(config.seed))
+    apply_fn = policy_apply(model)
+    state = create_state(apply_fn, params, make_optimizer(config.optim, total))
     state, restored = resume_state(run_dir, state, loader)
-    save_model_files(run_dir, policy.model, policy.tokenizer)
+    save_model_files(run_dir, model, tokenizer)
     state = replicate(state, devices)
     train_step = data_parallel(sft_step, devices, donate_state=True)
     eval_step = data_parallel(functools.partial(sft_eval, apply_fn=apply_fn), devices)
@@ -190,16 +196,15 @@ def main(config: Config) -> dict[str, float]:
     return evaluate()
 
 
-def start_policy(config: Config, texts: list[Demonstration[str]]) -> Stage:
-    """The policy of an earlier run, or a new one with a tokenizer of its own."""
+def start_from(config: Config, texts: list[Demonstration[str]]):
+    """(tokenizer, model, params) of an earlier run; or new ones, params still None."""
     if config.policy is not None:
-        return load_stage(config.policy, "policy", option="--policy")
+        policy = load_stage(config.policy, "policy", option="--policy")
+        return policy.tokenizer, policy.model, policy.params
     tokenizer = train_tokenizer(
         (e.prompt + e.completion for e in texts), config.model.vocab_size
     )
-    model = dataclasses.replace(config.model, vocab_size=len(tokenizer))
-    params = init_params(CausalLM(model), key=jax.random.key(config.seed))
-    return Stage(model, tokenizer, params, num_outputs=0)
+    return tokenizer, dataclasses.replace(config.model, vocab_size=len(tokenizer)), None
 
 
 if __name__ == "__main__":

@@ -21,8 +21,6 @@ from jax.sharding import SingleDeviceSharding
 
 from rlhf_jax.errors import UserError
 
-from rlhf_jax.errors import UserError
-
 Leaves = dict[str, Any]  # path of a leaf, such as "opt_state/0/mu/kernel" -> leaf
 
 

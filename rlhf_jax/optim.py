@@ -25,7 +25,7 @@ class OptimConfig:
     b2: float = 0.999
     """Decay of Adam's second moment."""
     eps: float = 1e-8
-    """Adam's ε, outside the square root and after bias correction, as PyTorch has it."""
+    """Adam's ε, outside the root and after bias correction, as PyTorch has it."""
     weight_decay: float = 0.0
     """Decoupled weight decay, of everything but norm scales, biases and gains."""
     max_grad_norm: float | None = None
@@ -74,7 +74,7 @@ def learning_rate_schedule(config: OptimConfig, total_steps: int) -> optax.Sched
 def make_optimizer(
     config: OptimConfig, total_steps: int
 ) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba, arXiv:1412.6980), decoupled decay (arXiv:1711.05101), clipping.
+    """Adam (arXiv:1412.6980) with decoupled decay (arXiv:1711.05101) and clipping.
 
     Args:
       config: the settings.

@@ -92,10 +92,11 @@ def read_curves(run_dir: str | Path) -> Curves:
             f"{run_dir}: no {METRICS_FILE} here or one directory below: name the "
             f"directory that was given as --run-dir"
         )
+    # Others, such as optim/grad_norm, every stage may have.
+    drawn = {name for panel in PANELS for name in panel.metrics}
     curves: Curves = {}
     for file in files:
         rows = read_metrics(file)
-        drawn = {name for panel in PANELS for name in panel.metrics}
         for name in dict.fromkeys(k for row in rows for k in row if k in drawn):
             if name in curves:
                 raise RunError(f"{file}: {name} is in another stage's metrics too")
@@ -167,7 +168,8 @@ def write_report(run_dir: str | Path) -> Path:
     panels = [p for p in PANELS if any(name in curves for name in p.metrics)]
     if not panels:
         raise RunError(
-            f"{run_dir}: none of its metrics has a panel: found {sorted(curves)}"
+            f"{run_dir}: none of its metrics has a panel: expected one of "
+            f"{', '.join(name for panel in PANELS for name in panel.metrics)}"
         )
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_jax.errors import UserError
 
-from rlhf_jax.errors import UserError
-
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 CONFIG_FILE = "config.json"
 # Fields that say where a run lies and how it is run, not what it computes.
-_NOT_COMPARED = ("run_dir", "resume", "tracking", "devices")
+_NOT_COMPARED = ("run_dir", "resume", "until", "tracking", "devices")
 
 
 class RunError(UserError):

@@ -22,6 +22,7 @@ class Config:
     ppo: Ppo = dataclasses.field(default_factory=Ppo)
     run_dir: Path = Path("runs/x")
     resume: bool = False
+    devices: int | None = None
 
 
 def with_results(path, config):
@@ -39,6 +40,7 @@ def test_writes_the_nested_configuration(tmp_path):
         "ppo": {"lr": 3e-6, "epochs": 4},
         "run_dir": "runs/x",
         "resume": False,
+        "devices": None,
     }
     assert [p.name for p in run.iterdir()] == ["config.json"]  # no temporary files
 
@@ -66,8 +68,8 @@ def test_directory_of_something_else_is_refused(tmp_path, resume):
 
 def test_resume_goes_on_with_the_same_configuration(tmp_path):
     with_results(tmp_path / "r", Config())
-    # Where the run lies and how it was started may differ.
-    moved = Config(run_dir=Path("elsewhere"), resume=True)
+    # Where the run lies and how it is run may differ.
+    moved = Config(run_dir=Path("elsewhere"), resume=True, devices=4)
     run = create_run_dir(tmp_path / "r", moved, resume=True)
     assert load_json(run / "config.json")["run_dir"] == "runs/x"
 
@@ -122,17 +124,19 @@ def test_value_without_a_json_form(tmp_path, value):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("operation", ["write_text", "replace"])
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch, operation):
     path = tmp_path / "a.json"
     save_json(path, {"x": 1})
 
     def full(self, *_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, operation, full)
     with pytest.raises(RunError, match="No space left on device"):
         save_json(path, {"x": 2})
     assert load_json(path) == {"x": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_broken_json_names_the_line(tmp_path):

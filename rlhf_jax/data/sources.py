@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import numpy as np
+import tensorflow_datasets as tfds
 
 from rlhf_jax.errors import UserError
 
@@ -263,14 +265,12 @@ def _parquet_rows(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, A
 
 
 def _read_tfds(path: str, split: str | None, data_dir: str | Path | None) -> list[Row]:
-    import tensorflow_datasets as tfds
-
     if split is None:
         raise DataError(f"{path}: which split? Give split, such as 'train' or 'test'")
     name = path.removeprefix(TFDS_PREFIX)
     download_config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it builds where
+        with _terse_tfds():
             examples = tfds.data_source(
                 name,
                 split=split,
@@ -288,6 +288,20 @@ def _read_tfds(path: str, split: str | None, data_dir: str | Path | None) -> lis
         ) from error
     source = f"{path}[{split}]"
     return [Row(_plain(values), source, i) for i, values in enumerate(examples, 1)]
+
+
+@contextlib.contextmanager
+def _terse_tfds() -> Iterator[None]:
+    """Keeps a build's bars for terminals, and its announcements to itself."""
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ Weights are [in, out], stacked over the layers, and start as
   distribution over tokens is nearly uniform.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -56,6 +57,17 @@ class _Shared:
     sin_BTd: Array
     mask_BTS: Array  # bool: which slots a token attends to
     index: Array  # [] int32: slot of the batch's first token
+
+
+_Stored = tuple[Array, Array] | None  # keys and values of all layers; None: no cache
+
+
+def _write(
+    stored_LBSKd: Array, new_BTKd: Array, *, layer: Array, index: Array
+) -> Array:
+    """Puts new keys or values of one layer into the slots from ``index`` on."""
+    at = (layer, 0, index, 0, 0)
+    return jax.lax.dynamic_update_slice(stored_LBSKd, new_BTKd[None], at)
 
 
 def rotary(positions: Array, d_head: int, theta: float) -> tuple[Array, Array]:
@@ -160,7 +172,9 @@ class Attention(nn.Module):
         self.v_proj = _dense(c.n_kv_heads * c.d_head, c)
         self.o_proj = _dense(c.d_model, c, scale=1 / (2 * c.n_layers))
 
-    def __call__(self, x_BTD: Array, cached: Any, shared: _Shared) -> tuple[Array, Any]:
+    def __call__(
+        self, x_BTD: Array, stored: _Stored, layer: Array, shared: _Shared
+    ) -> tuple[Array, _Stored]:
         c = self.config
         heads = lambda x, n: x.reshape(*x.shape[:2], n, c.d_head)
         q_BTHd = heads(self.q_proj(x_BTD), c.n_heads)
@@ -168,22 +182,20 @@ class Attention(nn.Module):
         v_BTKd = heads(self.v_proj(x_BTD), c.n_kv_heads)
         q_BTHd = rotate(q_BTHd, shared.cos_BTd, shared.sin_BTd)
         k_BTKd = rotate(k_BTKd, shared.cos_BTd, shared.sin_BTd)
-        new = None
         k_BSKd, v_BSKd = k_BTKd, v_BTKd
-        if cached is not None:
-            new = (k_BTKd, v_BTKd)
-            write = jax.lax.dynamic_update_slice_in_dim
-            k_BSKd, v_BSKd = (
-                write(old, add, shared.index, axis=1)
-                for old, add in zip(cached, new, strict=True)
-            )
+        if stored is not None:
+            # Reading what was just written orders the layers' reads and writes, so that
+            # a decode loop updates the cache in place, unrolled layers included.
+            write = partial(_write, layer=layer, index=shared.index)
+            stored = (write(stored[0], k_BTKd), write(stored[1], v_BTKd))
+            k_BSKd, v_BSKd = stored[0][layer], stored[1][layer]
         # The softmax is float32 and the mask a large finite number: a padding token,
         # which attends to nothing, gets an average instead of NaN.
         mixed_BTHd = jax.nn.dot_product_attention(
             q_BTHd, k_BSKd, v_BSKd, mask=shared.mask_BTS[:, None]
         )
         width = c.n_heads * c.d_head
-        return self.o_proj(mixed_BTHd.reshape(*x_BTD.shape[:2], width)), new
+        return self.o_proj(mixed_BTHd.reshape(*x_BTD.shape[:2], width)), stored
 
 
 class MLP(nn.Module):
@@ -213,10 +225,13 @@ class Block(nn.Module):
         self.mlp_norm = _norm(self.config)
         self.mlp = MLP(self.config)
 
-    def __call__(self, x_BTD: Array, cached: Any, shared: _Shared) -> tuple[Array, Any]:
-        mixed_BTD, new = self.attn(self.attn_norm(x_BTD), cached, shared)
+    def __call__(
+        self, carry: tuple[Array, _Stored], layer: Array, shared: _Shared
+    ) -> tuple[tuple[Array, _Stored], None]:
+        x_BTD, stored = carry
+        mixed_BTD, stored = self.attn(self.attn_norm(x_BTD), stored, layer, shared)
         x_BTD = x_BTD + mixed_BTD
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), new
+        return (x_BTD + self.mlp(self.mlp_norm(x_BTD)), stored), None
 
 
 class Transformer(nn.Module):
@@ -279,19 +294,14 @@ class Transformer(nn.Module):
                 cache.segment_ids, batch.segment_ids, index, axis=1
             )
         mask_BTS = attention_mask(batch.segment_ids, segments_BS, index)
-        cached = None if cache is None else (cache.keys, cache.values)
+        shared = _Shared(cos, sin, mask_BTS, index)
+        stored = None if cache is None else (cache.keys, cache.values)
         x_BTD = self.embed(jnp.where(real, batch.tokens, 0))
-        x_BTD, new = self.blocks(x_BTD, cached, _Shared(cos, sin, mask_BTS, index))
-        if cache is not None:
-            # One write for all layers: the scan only reads the cache, so that a decode
-            # loop updates it in place.
-            at = (0, 0, index, 0, 0)
-            cache = KVCache(
-                keys=jax.lax.dynamic_update_slice(cache.keys, new[0], at),
-                values=jax.lax.dynamic_update_slice(cache.values, new[1], at),
-                segment_ids=segments_BS,
-                index=index + batch.tokens.shape[1],
-            )
+        layers = jnp.arange(self.config.n_layers)
+        (x_BTD, stored), _ = self.blocks((x_BTD, stored), layers, shared)
+        if stored is not None:
+            index = index + batch.tokens.shape[1]
+            cache = KVCache(*stored, segment_ids=segments_BS, index=index)
         return self.final_norm(x_BTD), cache
 
     def _open_cache(

@@ -1,6 +1,10 @@
 """r(x, y): learned models and Python functions."""
 
-from rlhf_jax.rewards.functions import call_reward_function, load_reward_function
+from rlhf_jax.rewards.functions import (
+    RewardFunction,
+    call_reward_function,
+    load_reward_function,
+)
 from rlhf_jax.rewards.learned import (
     ScoreKind,
     learned_reward,
@@ -9,6 +13,7 @@ from rlhf_jax.rewards.learned import (
 )
 
 __all__ = [
+    "RewardFunction",
     "ScoreKind",
     "call_reward_function",
     "learned_reward",

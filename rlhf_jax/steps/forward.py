@@ -7,7 +7,7 @@ from rlhf_jax.types import ApplyFn, Params, PolicyOutput, TokenBatch
 def policy_forward(
     apply_fn: ApplyFn, params: Params, batch: TokenBatch, *, temperature: float
 ) -> PolicyOutput:
-    """Log-probs, entropy and values of every token: log π(aₜ | sₜ), H(π(· | sₜ)), V(sₜ).
+    """Log-probs, entropy, values of every token: log π(aₜ | sₜ), H(π(· | sₜ)), V(sₜ).
 
     No reference. What the caller does not use costs nothing under ``jax.jit``.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -79,7 +80,8 @@ def test_logits_are_those_of_torch(config, tie):
             attention_mask=as_torch(batch.mask),
             position_ids=as_torch(batch.positions),
         ).logits.numpy()
-    logits = np.asarray(policy_apply(config)(_params(model, config), batch).logits)
+    forward = jax.jit(policy_apply(config))
+    logits = np.asarray(forward(_params(model, config), batch).logits)
     real = np.asarray(batch.mask)
     assert np.abs(expected[real]).max() > 1  # else the tolerance would mean little
     np.testing.assert_allclose(logits[real], expected[real], atol=1e-4)

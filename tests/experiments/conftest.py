@@ -1,0 +1,93 @@
+"""Toy-sized stages, made once: later stages start from them."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from experiments import ppo, reward_model, sft
+from experiments.stages import DataConfig
+from rlhf_jax.data import load_tiny_reviews
+from rlhf_jax.models import TransformerConfig
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.steps import PPOConfig
+
+TOY = TransformerConfig(
+    vocab_size=300,
+    d_model=8,
+    n_layers=1,
+    n_heads=1,
+    n_kv_heads=1,
+    d_head=8,
+    d_ff=16,
+    max_length=128,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Toys:
+    """Configs of two updates each; stages that are finished lie in ``root``."""
+
+    root: Path
+
+    def data(self, part: str, rows: int) -> DataConfig:
+        return DataConfig(
+            path=f"tfds:tiny_reviews/{part}",
+            split=f"train[:{rows}]",
+            eval_path=f"tfds:tiny_reviews/{part}",
+            eval_split="test[:10]",
+            data_dir=self.root / "data",
+        )
+
+    def sft(self, run_dir: Path, **changes) -> sft.Config:
+        config = sft.Config(
+            run_dir,
+            self.data("reviews", 16),
+            model=TOY,
+            batch_size=8,
+            epochs=1,
+            devices=1,
+            log_every=1,
+            save_every=1,
+        )
+        return dataclasses.replace(config, **changes)
+
+    def reward(self, run_dir: Path, **changes) -> reward_model.Config:
+        config = reward_model.Config(
+            run_dir,
+            self.data("rankings", 4),
+            policy=self.root / "sft",
+            batch_size=8,
+            epochs=1,
+            devices=1,
+            log_every=1,
+            save_every=1,
+        )
+        return dataclasses.replace(config, **changes)
+
+    def ppo(self, run_dir: Path, **changes) -> ppo.Config:
+        config = ppo.Config(
+            run_dir,
+            policy=self.root / "sft",
+            reward=str(self.root / "reward"),
+            data=self.data("prompts", 16),
+            gold="rlhf_jax.data.tiny_reviews:gold_reward",
+            prompt_length=64,
+            ppo=PPOConfig(sampling=SamplingConfig(max_new_tokens=8), epochs=2),
+            episodes=16,
+            batch_size=8,
+            eval_samples=8,
+            devices=1,
+            save_every=1,
+        )
+        return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory) -> Toys:
+    toys = Toys(tmp_path_factory.mktemp("toys"))
+    for part in ("reviews", "rankings", "prompts"):
+        load_tiny_reviews(part, "train", data_dir=toys.root / "data")
+    sft.main(toys.sft(toys.root / "sft"))
+    reward_model.main(toys.reward(toys.root / "reward"))
+    return toys

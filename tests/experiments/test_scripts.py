@@ -1,0 +1,156 @@
+"""Every script takes two steps at toy size, leaves its files, and resumes exactly."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments import ppo, quickstart, reward_model, sft
+from experiments.judgements import JUDGEMENTS
+from experiments.stages import load_stage
+from rlhf_jax import checkpoint
+from rlhf_jax.data import read_rows
+from rlhf_jax.errors import UserError
+from rlhf_jax.models import score_apply
+from rlhf_jax.rewards import sequence_scores
+from rlhf_jax.tracking import read_metrics
+
+
+def _metrics(run_dir):
+    return (run_dir / "metrics.jsonl").read_text()
+
+
+def test_sft_and_reward_leave_what_the_next_stage_needs(toys):
+    for stage in ("sft", "reward"):
+        run_dir = toys.root / stage
+        assert checkpoint.latest_step(run_dir / "checkpoints") >= 2
+        assert (run_dir / "report.png").stat().st_size > 1000
+        assert (run_dir / "tokenizer" / "tokenizer.json").is_file()
+    assert "sft/eval_loss" in read_metrics(toys.root / "sft/metrics.jsonl")[-1]
+    last = read_metrics(toys.root / "reward/metrics.jsonl")[-1]
+    assert 0 <= last["reward/eval_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("critic", ["reward", "head"])
+def test_ppo_trains_and_its_policy_can_be_loaded(toys, tmp_path, critic):
+    summary = ppo.main(toys.ppo(tmp_path, critic=critic))
+    assert summary["before/kl"] == pytest.approx(0, abs=1e-4)
+    assert summary["after/kl"] != summary["before/kl"]
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["first/ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert rows[0]["first/approx_kl"] < 1e-6
+    assert rows[0]["first/clip_fraction"] == 0
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 8
+    # The trained policy is a policy stage: fine-tuning may go on from it.
+    sft.main(toys.sft(tmp_path / "more", policy=tmp_path))
+
+
+def test_ppo_with_a_python_reward(toys, tmp_path):
+    config = toys.ppo(
+        tmp_path, reward="rlhf_jax.data.tiny_reviews:gold_reward", critic="head"
+    )
+    ppo.main(config)
+    for row in read_metrics(tmp_path / "metrics.jsonl"):
+        ended = row["rollout/ended"]
+        if ended == 1:  # no score was replaced
+            assert row["objective/score"] == pytest.approx(row["objective/gold"])
+
+
+def test_truncate_token_ends_responses(toys, tmp_path):
+    ppo.main(toys.ppo(tmp_path, stop_text=".", gold=None))
+    for line in (tmp_path / "samples.jsonl").read_text().splitlines():
+        text = json.loads(line)["after"]["completion"]
+        assert "." not in text[:-1]
+
+
+@pytest.mark.parametrize("kind", ["ranking", "choice"])
+def test_reward_models_of_rankings(toys, tmp_path, kind):
+    config = toys.reward(tmp_path, kind=kind, batch_size=2)
+    assert 0 <= reward_model.main(config)["reward/eval_accuracy"] <= 1
+
+
+def test_binary_reward_model_from_scratch_then_ppo(toys, tmp_path):
+    rows = [{"text": f"a {w} film", "label": int(w == "good")} for w in ("good", "bad")]
+    data = tmp_path / "labels.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows * 16))
+    config = toys.reward(tmp_path / "reward", kind="binary")
+    config = dataclasses.replace(
+        config, data=sft.DataConfig(str(data), eval_fraction=0.25)
+    )
+    found = reward_model.main(config)
+    assert found["judgements"] == 8
+    summary = ppo.main(
+        toys.ppo(
+            tmp_path / "ppo",
+            reward=str(tmp_path / "reward"),
+            reward_kind="probability",
+        )
+    )
+    assert 0 < summary["before/reward"] < 1
+
+
+def test_normalized_rewards_have_mean_0_and_std_1(toys, tmp_path):
+    config = toys.reward(tmp_path, normalize=True, normalize_samples=16)
+    reward_model.main(config)
+    reward = load_stage(tmp_path, "reward", option="--reward")
+    policy = load_stage(config.policy, "policy", option="--policy")
+    rows = read_rows(config.data.path, split="train[:4]", data_dir=toys.root / "data")
+    pairs = JUDGEMENTS["pairwise"]
+    examples, _ = pairs.tokenize(pairs.parse(rows), policy.tokenizer, max_length=128)
+    length = max(len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in examples)
+    samples = reward_model.sample_policy(config, policy, examples, length)
+    scores = sequence_scores(score_apply(reward.model), reward.params, samples)
+    assert float(scores.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(scores.std()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_stopping_and_resuming_changes_nothing(toys, tmp_path, stage, monkeypatch):
+    main = {"sft": sft.main, "reward": reward_model.main, "ppo": ppo.main}[stage]
+    config = lambda name, **kw: getattr(toys, stage)(tmp_path / name, **kw)
+    whole = main(config("whole"))
+
+    # Dies after the first checkpoint, with a line of metrics already beyond it.
+    module = {"sft": sft, "reward": reward_model, "ppo": ppo}[stage]
+    save, count = module.save_state, []
+
+    def save_once(*args):
+        if count:
+            raise KeyboardInterrupt
+        count.append(1)
+        save(*args)
+
+    monkeypatch.setattr(module, "save_state", save_once)
+    with pytest.raises(KeyboardInterrupt):
+        main(config("stopped"))
+    monkeypatch.setattr(module, "save_state", save)
+    assert main(config("stopped", resume=True)) == whole
+    assert _metrics(tmp_path / "stopped") == _metrics(tmp_path / "whole")
+
+
+def test_a_finished_run_has_nothing_to_do(toys, capsys):
+    before = _metrics(toys.root / "sft")
+    sft.main(toys.sft(toys.root / "sft", resume=True))
+    assert "nothing to do (2/2 updates)" in capsys.readouterr().out
+    assert _metrics(toys.root / "sft") == before
+
+
+def test_same_seed_same_metrics_other_seed_others(toys, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        ppo.main(toys.ppo(tmp_path / name, seed=seed))
+    assert _metrics(tmp_path / "a") == _metrics(tmp_path / "b")
+    assert _metrics(tmp_path / "a") != _metrics(tmp_path / "c")
+
+
+@pytest.mark.slow
+def test_quickstart_stops_and_goes_on(tmp_path, capsys):
+    config = quickstart.Config(tmp_path, scale=0.02, devices=1, until="sft")
+    quickstart.main(config)
+    assert not (tmp_path / "reward").exists()
+    quickstart.main(dataclasses.replace(config, until="ppo", resume=True))
+    shown = capsys.readouterr().out
+    assert "nothing to do" in shown and "best possible 0.83" in shown
+    assert (tmp_path / "report.png").stat().st_size > 1000
+    with pytest.raises(UserError, match="--resume"):
+        quickstart.main(config)
