@@ -110,9 +110,9 @@ class Config:
     """A network of its own from the reward model, or a head on the policy's trunk."""
     optim: OptimConfig = OptimConfig(learning_rate=3e-4, schedule="linear", eps=1e-5)
     """Optimiser and schedule."""
-    episodes: int = 10_240
+    episodes: int = 5_120
     """Episodes in all."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Episodes an iteration, all devices together."""
     eval_samples: int = 256
     """Samples of the policy before and after training."""

@@ -81,17 +81,17 @@ class Config:
         )
     )
     """Judgements."""
-    kind: Kind = "pairwise"
+    kind: Kind = "ranking"
     """Pairs, rankings of K, a choice among K, or good/bad labels."""
     policy: Path | None = None
     """Run directory of the policy to start from; none starts from scratch."""
     model: TransformerConfig = SMALL
     """The network, without --policy; vocab_size is that of the tokenizer to train."""
-    optim: OptimConfig = OptimConfig(learning_rate=5e-4, schedule="cosine", warmup=20)
+    optim: OptimConfig = OptimConfig(learning_rate=2e-3, schedule="cosine", warmup=20)
     """Optimiser and schedule."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Judgements an update, all devices together."""
-    epochs: int = 1
+    epochs: int = 3
     """Passes over the judgements."""
     normalize: bool = False
     """Mean 0 and std 1 on samples of --policy, before and after training."""

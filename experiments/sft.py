@@ -62,12 +62,13 @@ from rlhf_jax.types import Metrics
 SMALL = TransformerConfig(
     vocab_size=512,
     d_model=128,
-    n_layers=3,
+    n_layers=2,
     n_heads=4,
     n_kv_heads=4,
     d_head=32,
     d_ff=384,
     max_length=64,
+    scan_unroll=2,
 )
 
 
@@ -90,11 +91,11 @@ class Config:
     """Run directory of a policy to start from; none starts from scratch."""
     model: TransformerConfig = SMALL
     """The policy's network; vocab_size is that of the tokenizer to train."""
-    optim: OptimConfig = OptimConfig(learning_rate=2e-3, schedule="cosine", warmup=20)
+    optim: OptimConfig = OptimConfig(learning_rate=3e-3, schedule="cosine", warmup=20)
     """Optimiser and schedule."""
     batch_size: int = 64
     """Demonstrations an update, all devices together."""
-    epochs: int = 3
+    epochs: int = 2
     """Passes over the demonstrations."""
     eval_every: int = 100
     """Updates between evaluations."""

@@ -27,7 +27,7 @@ COOLEST, WARMEST = 0.08, 0.32  # temperatures of the others, in units of gold se
 NUM_TEST_PROMPTS = 320  # never seen in training
 SIZES = {
     "reviews": {"train": 8000, "test": 500},
-    "rankings": {"train": 2000, "test": 300},
+    "rankings": {"train": 6000, "test": 500},
 }
 
 

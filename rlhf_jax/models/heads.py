@@ -82,10 +82,15 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden_BTD: Array) -> Array:
         """float32 [B, T, V], for the token after each."""
-        if not self.config.tie_embeddings:
-            return self.lm_head(hidden_BTD)
-        embedding_VD = self.trunk.embed.embedding.astype(hidden_BTD.dtype)
-        return _dot_to_float32(hidden_BTD, embedding_VD, (((2,), (1,)), ((), ())))
+        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        if self.config.tie_embeddings:
+            embedding_VD = self.trunk.embed.embedding.astype(hidden_ND.dtype)
+            logits_NV = _dot_to_float32(
+                hidden_ND, embedding_VD, (((1,), (1,)), ((), ()))
+            )
+        else:
+            logits_NV = self.lm_head(hidden_ND)
+        return logits_NV.reshape(*hidden_BTD.shape[:2], self.config.vocab_size)
 
     def __call__(
         self,

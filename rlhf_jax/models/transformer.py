@@ -1,7 +1,7 @@
 """The decoder: RMSNorm, rotary positions, grouped-query attention, gated MLP.
 
-Axes in names: B rows, T tokens of the batch, S slots of the cache, L layers, D model
-width, H query heads, K key-value heads, d head width, F MLP width.
+Axes in names: B rows, T tokens of a row, N = B·T tokens of the batch, S slots of the
+cache, L layers, D model width, H query heads, K key-value heads, d head width.
 
 Weights are [in, out], stacked over the layers, and start as
 
@@ -173,13 +173,13 @@ class Attention(nn.Module):
         self.o_proj = _dense(c.d_model, c, scale=1 / (2 * c.n_layers))
 
     def __call__(
-        self, x_BTD: Array, stored: _Stored, layer: Array, shared: _Shared
+        self, x_ND: Array, stored: _Stored, layer: Array, shared: _Shared
     ) -> tuple[Array, _Stored]:
         c = self.config
-        heads = lambda x, n: x.reshape(*x.shape[:2], n, c.d_head)
-        q_BTHd = heads(self.q_proj(x_BTD), c.n_heads)
-        k_BTKd = heads(self.k_proj(x_BTD), c.n_kv_heads)
-        v_BTKd = heads(self.v_proj(x_BTD), c.n_kv_heads)
+        rows = shared.cos_BTd.shape[:2]
+        q_BTHd = self.q_proj(x_ND).reshape(*rows, c.n_heads, c.d_head)
+        k_BTKd = self.k_proj(x_ND).reshape(*rows, c.n_kv_heads, c.d_head)
+        v_BTKd = self.v_proj(x_ND).reshape(*rows, c.n_kv_heads, c.d_head)
         q_BTHd = rotate(q_BTHd, shared.cos_BTd, shared.sin_BTd)
         k_BTKd = rotate(k_BTKd, shared.cos_BTd, shared.sin_BTd)
         k_BSKd, v_BSKd = k_BTKd, v_BTKd
@@ -194,8 +194,7 @@ class Attention(nn.Module):
         mixed_BTHd = jax.nn.dot_product_attention(
             q_BTHd, k_BSKd, v_BSKd, mask=shared.mask_BTS[:, None]
         )
-        width = c.n_heads * c.d_head
-        return self.o_proj(mixed_BTHd.reshape(*x_BTD.shape[:2], width)), stored
+        return self.o_proj(mixed_BTHd.reshape(-1, c.n_heads * c.d_head)), stored
 
 
 class MLP(nn.Module):
@@ -209,9 +208,8 @@ class MLP(nn.Module):
         self.up_proj = _dense(c.d_ff, c)
         self.down_proj = _dense(c.d_model, c, scale=1 / (2 * c.n_layers))
 
-    def __call__(self, x_BTD: Array) -> Array:
-        hidden_BTF = nn.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD)
-        return self.down_proj(hidden_BTF)
+    def __call__(self, x_ND: Array) -> Array:
+        return self.down_proj(nn.silu(self.gate_proj(x_ND)) * self.up_proj(x_ND))
 
 
 class Block(nn.Module):
@@ -228,10 +226,10 @@ class Block(nn.Module):
     def __call__(
         self, carry: tuple[Array, _Stored], layer: Array, shared: _Shared
     ) -> tuple[tuple[Array, _Stored], None]:
-        x_BTD, stored = carry
-        mixed_BTD, stored = self.attn(self.attn_norm(x_BTD), stored, layer, shared)
-        x_BTD = x_BTD + mixed_BTD
-        return (x_BTD + self.mlp(self.mlp_norm(x_BTD)), stored), None
+        x_ND, stored = carry
+        mixed_ND, stored = self.attn(self.attn_norm(x_ND), stored, layer, shared)
+        x_ND = x_ND + mixed_ND
+        return (x_ND + self.mlp(self.mlp_norm(x_ND)), stored), None
 
 
 class Transformer(nn.Module):
@@ -296,13 +294,16 @@ class Transformer(nn.Module):
         mask_BTS = attention_mask(batch.segment_ids, segments_BS, index)
         shared = _Shared(cos, sin, mask_BTS, index)
         stored = None if cache is None else (cache.keys, cache.values)
-        x_BTD = self.embed(jnp.where(real, batch.tokens, 0))
+        # Tokens in one row from here on: XLA's CPU backward pass of a matrix product is
+        # up to three times slower with two leading axes, and no faster anywhere.
+        x_ND = self.embed(jnp.where(real, batch.tokens, 0).reshape(-1))
         layers = jnp.arange(self.config.n_layers)
-        (x_BTD, stored), _ = self.blocks((x_BTD, stored), layers, shared)
+        (x_ND, stored), _ = self.blocks((x_ND, stored), layers, shared)
         if stored is not None:
             index = index + batch.tokens.shape[1]
             cache = KVCache(*stored, segment_ids=segments_BS, index=index)
-        return self.final_norm(x_BTD), cache
+        hidden_ND = self.final_norm(x_ND)
+        return hidden_ND.reshape(*batch.tokens.shape, self.config.d_model), cache
 
     def _open_cache(
         self, shape: tuple[int, ...], cache: KVCache | None, cache_size: int | None

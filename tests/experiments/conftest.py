@@ -56,6 +56,7 @@ class Toys:
         config = reward_model.Config(
             run_dir,
             self.data("rankings", 4),
+            kind="pairwise",
             policy=self.root / "sft",
             batch_size=8,
             epochs=1,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sampling.scripted import constant, prompts_of, sample
 
-from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.sampling import SamplingConfig, generate
+from rlhf_jax.types import ModelOutput
 
 PROBS = np.array([0.05, 0.4, 0.1, 0.3, 0.15])
 # The sixth token is one that the policy itself excludes.
@@ -80,18 +81,35 @@ def test_temperature_comes_before_truncation():
     assert set(np.unique(tokens)) == {1, 3}
 
 
-def test_no_excluded_token_from_a_large_vocabulary(key):
-    """Rounding in a sum over 50,000 probabilities must not reach an excluded token."""
-    logits = jax.random.normal(key, (50_000,)).at[-1].set(-jnp.inf)
-    kept = set(np.argsort(-np.asarray(logits))[:3].tolist())
-    drawn = sample(
-        constant,
-        logits,
-        prompts_of([[1]] * 64),
-        key=key,
-        config=SamplingConfig(max_new_tokens=8, top_k=3),
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-23])
+def test_the_ends_of_the_uniform_interval(monkeypatch, key, uniform):
+    """Sums of 5,000 probabilities round: no end may reach an excluded token.
+
+    By inverse CDF the least number draws the first kept token; the greatest one of the
+    last, whose probabilities are within the rounding of the sum.
+    """
+    monkeypatch.setattr(jax.random, "uniform", lambda key: jnp.float32(uniform))
+    logits = 3 * jax.random.normal(key, (256, 5000))
+    excluded = jax.random.bernoulli(jax.random.key(2), 0.9, logits.shape)
+    logits = jnp.where(excluded.at[:, 0].set(True), -jnp.inf, logits)
+
+    def apply_fn(params, batch, *, cache=None, cache_size=None):
+        width = batch.tokens.shape[1]
+        return ModelOutput(jnp.repeat(params[:, None], width, axis=1), cache=())
+
+    config = SamplingConfig(max_new_tokens=1)
+    rollout = generate(
+        apply_fn, logits, prompts_of([[1]] * 256), key=key, config=config
     )
-    assert set(np.unique(drawn.batch.tokens[:, 1:]).tolist()) == kept
+    kept = np.isfinite(np.asarray(logits))
+    drawn = np.asarray(rollout.batch.tokens[:, 1])
+    assert kept[np.arange(256), drawn].all()
+    if uniform == 0:
+        np.testing.assert_array_equal(drawn, kept.argmax(axis=1))
+    else:
+        probs = np.exp(np.asarray(jax.nn.log_softmax(logits), np.float64))
+        after = (probs * (np.arange(5000) > drawn[:, None])).sum(axis=1)
+        assert after.max() < 1e-5
 
 
 def test_key_of_each_token(key):
