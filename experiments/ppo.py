@@ -37,11 +37,11 @@ from experiments.stages import (
     count_params,
     load_stage,
     pad_id,
-    plan_memory,
     read_data,
     resume_state,
     save_model_files,
     save_state,
+    show_plan,
 )
 from rlhf_jax.data import collate_prompts, make_loader, prompts, tokenize_prompts
 from rlhf_jax.errors import UserError
@@ -67,8 +67,9 @@ from rlhf_jax.steps import (
     policy_step,
     sample_step,
 )
-from rlhf_jax.terminal import print_plan, print_table, progress, samples_table
+from rlhf_jax.terminal import print_table, progress, samples_table
 from rlhf_jax.tracking import MetricsLogger, TrackingConfig
+from rlhf_jax.types import TokenBatch
 
 TINY_REVIEWS_GOLD = "rlhf_jax.data.tiny_reviews:gold_reward"
 
@@ -87,14 +88,7 @@ class Config:
     """What of a reward model is the reward; logit or probability for binary ones."""
     gold: str | None = None
     """The truth, as module:function, where it is known: logged, never trained on."""
-    data: DataConfig = dataclasses.field(
-        default_factory=lambda: DataConfig(
-            path="tfds:tiny_reviews/prompts",
-            split="train",
-            eval_path="tfds:tiny_reviews/prompts",
-            eval_split="test",
-        )
-    )
+    data: DataConfig = DataConfig("tfds:tiny_reviews/prompts:train")
     """Prompts."""
     prompt_words: int | None = None
     """Takes this many first words of a text column; none reads a prompt column."""
@@ -144,45 +138,31 @@ def main(config: Config) -> dict[str, float]:
     policy = load_stage(config.policy, "policy", option="--policy")
     tokenizer = policy.tokenizer
     reward = load_reward(config.reward, config.reward_kind, policy)
-    sampling = dataclasses.replace(
-        config.ppo.sampling,
-        stop_ids=config.ppo.sampling.stop_ids or stop_ids(tokenizer, config.stop_text),
-        pad_id=pad_id(tokenizer),
-    )
-    ppo = dataclasses.replace(config.ppo, sampling=sampling)
+    gold = None if config.gold is None else load_reward_function(config.gold)
+    ppo = with_tokens(config, tokenizer)
     check_lengths(config, policy.model.max_length)
     examples, eval_examples = read_prompts(config, tokenizer)
     collate = functools.partial(
-        collate_prompts, length=config.prompt_length, pad_id=sampling.pad_id
+        collate_prompts, length=config.prompt_length, pad_id=pad_id(tokenizer)
     )
     loader = make_loader(
         examples, batch_size=config.batch_size, seed=config.seed, collate=collate
     )
     total = config.episodes // config.batch_size
-    gold = None if config.gold is None else load_reward_function(config.gold)
-
-    # 2. What is going to run.
-    length = config.prompt_length + sampling.max_new_tokens
     nets = make_networks(policy, reward, config.critic)
-    trained, frozen = count_params(nets.params), count_params(policy.params)
-    if isinstance(reward, Stage):
-        frozen += count_params(reward.params)
-    print_plan(
-        f"PPO on {len(examples):,} prompts, reward {config.reward}",
-        parameters=trained,
+    frozen = [policy.params] + ([reward.params] if isinstance(reward, Stage) else [])
+    show_plan(
+        f"PPO, {config.episodes:,} episodes, reward {config.reward}",
+        policy.model,
+        trained=count_params(nets.params),
+        frozen=count_params(frozen),
         steps=total * ppo.epochs * ppo.minibatches,
-        tokens_per_step=config.batch_size * length // ppo.minibatches,
+        rows=config.batch_size // ppo.minibatches,
+        length=config.prompt_length + ppo.sampling.max_new_tokens,
         devices=devices,
-        memory=plan_memory(
-            policy.model,
-            trained=trained,
-            frozen=frozen,
-            rows=config.batch_size // ppo.minibatches // len(devices),
-            length=length,
-        ),
     )
 
-    # 3. The four parts of an iteration.
+    # 2. The four parts of an iteration.
     bind = lambda step, **static: functools.partial(step, config=ppo, **static)
     sample = data_parallel(bind(sample_step, apply_fn=nets.apply_fn), devices)
     prepare = data_parallel(
@@ -190,30 +170,25 @@ def main(config: Config) -> dict[str, float]:
     )
     update = data_parallel(bind(policy_step), devices, donate_state=True)
     score = make_scorer(reward, config.reward_kind, tokenizer, devices)
+
+    tx = make_optimizer(config.optim, total * ppo.epochs * ppo.minibatches)
+    state = create_policy_state(nets.apply_fn, nets.params, tx, kl_coef=ppo.kl.coef)
     ref_params = replicate(policy.params, devices)
-
-    updates = total * ppo.epochs * ppo.minibatches
-    state = create_policy_state(
-        nets.apply_fn,
-        nets.params,
-        make_optimizer(config.optim, updates),
-        kl_coef=ppo.kl.coef,
-    )
     run_key = jax.random.key(config.seed)
-    eval_prompts = [
-        eval_examples[i % len(eval_examples)] for i in range(config.eval_samples)
-    ]
 
-    def rollout_of(state, prompts, key):
+    def experience_of(state, prompts: TokenBatch, key: jax.Array):
+        """(rollout, scores, experience, metrics) of one batch of prompts."""
         rows = np.arange(prompts.tokens.shape[0], dtype=np.int32)
-        return sample(state.params, *shard((prompts, rows), devices), key=key)
+        rollout = sample(state.params, *shard((prompts, rows), devices), key=key)
+        scores = score(rollout)
+        return rollout, scores, *prepare(state, ref_params, rollout, scores)
 
     def evaluate(state) -> Evaluation:
-        rollout = rollout_of(
-            state, collate(eval_prompts), jax.random.fold_in(run_key, 0)
+        count = config.eval_samples
+        asked = [eval_examples[i % len(eval_examples)] for i in range(count)]
+        rollout, scores, _, metrics = experience_of(
+            state, collate(asked), jax.random.fold_in(run_key, 0)
         )
-        scores = score(rollout)
-        _, metrics = prepare(state, ref_params, rollout, scores)
         texts = decode(tokenizer, unshard(rollout))
         return Evaluation(
             *texts,
@@ -224,15 +199,10 @@ def main(config: Config) -> dict[str, float]:
 
     before = evaluate(replicate(state, devices))
     state, restored = resume_state(run_dir, state, loader)
-    save_model_files(
-        run_dir,
-        policy.model,
-        tokenizer,
-        params_path=nets.params_path,
-    )
+    save_model_files(run_dir, policy.model, tokenizer, params_path=nets.params_path)
     state = replicate(state, devices)
 
-    # 4. Training.
+    # 3. Training.
     start = restored or 0
     if start == total:
         print(f"{run_dir}: nothing to do ({total}/{total} iterations)")
@@ -244,9 +214,9 @@ def main(config: Config) -> dict[str, float]:
         meter = TokenMeter()
         for step in range(start + 1, total + 1):
             sample_key, update_key = jax.random.split(jax.random.fold_in(run_key, step))
-            rollout = rollout_of(state, next(loader), sample_key)
-            scores = score(rollout)
-            experience, objective = prepare(state, ref_params, rollout, scores)
+            rollout, _, experience, objective = experience_of(
+                state, next(loader), sample_key
+            )
             state, improvement = update(state, experience, key=update_key)
             shown = unreplicate(objective + improvement).compute()
             if gold is not None:
@@ -256,15 +226,21 @@ def main(config: Config) -> dict[str, float]:
             logger.log(step, shown, timings={"tokens_per_s": meter.rate()})
             if step % config.save_every == 0 or step == total:
                 save_state(run_dir, step, unreplicate(state), loader)
-            advance(
-                {
-                    "reward": shown["objective/score"],
-                    "KL": shown["objective/kl"],
-                    "tok/s": meter.last,
-                }
-            )
+            reward_kl = {"reward": "objective/score", "KL": "objective/kl"}
+            numbers = {name: shown[metric] for name, metric in reward_kl.items()}
+            advance(numbers | {"tok/s": meter.last})
     write_report(run_dir)
     return finish(config, before, evaluate(state))
+
+
+def with_tokens(config: Config, tokenizer) -> PPOConfig:
+    """The algorithm with the tokenizer's stop tokens and padding."""
+    sampling = dataclasses.replace(
+        config.ppo.sampling,
+        stop_ids=config.ppo.sampling.stop_ids or stop_ids(tokenizer, config.stop_text),
+        pad_id=pad_id(tokenizer),
+    )
+    return dataclasses.replace(config.ppo, sampling=sampling)
 
 
 def check_lengths(config: Config, max_length: int) -> None:

@@ -93,10 +93,8 @@ def stages(config: Config) -> Iterator[tuple[Until, Callable[[], dict[str, float
 
     def data(part: str, split: str) -> DataConfig:
         return DataConfig(
-            path=f"tfds:tiny_reviews/{part}",
-            split=split,
-            eval_path=f"tfds:tiny_reviews/{part}",
-            eval_split="test",
+            path=f"tfds:tiny_reviews/{part}:{split}",
+            eval_path=f"tfds:tiny_reviews/{part}:test",
             data_dir=run / "data",
         )
 

@@ -32,11 +32,11 @@ from experiments.stages import (
     eos_id,
     load_stage,
     pad_id,
-    plan_memory,
     read_data,
     resume_state,
     save_model_files,
     save_state,
+    show_plan,
 )
 from rlhf_jax.data import batches, left_padded, make_loader, train_tokenizer
 from rlhf_jax.errors import UserError
@@ -61,7 +61,7 @@ from rlhf_jax.rewards import normalize_scores, sequence_scores
 from rlhf_jax.rundir import create_run_dir, save_json
 from rlhf_jax.sampling import SamplingConfig, generate
 from rlhf_jax.steps import REWARD_PRESETS, create_state, reward_eval, reward_step
-from rlhf_jax.terminal import print_plan, print_table, progress
+from rlhf_jax.terminal import print_table, progress
 from rlhf_jax.tracking import MetricsLogger, TrackingConfig
 from rlhf_jax.types import Metrics
 
@@ -72,14 +72,7 @@ class Config:
 
     run_dir: Path = Path("runs/reward")
     """Where checkpoints, metrics and the report go."""
-    data: DataConfig = dataclasses.field(
-        default_factory=lambda: DataConfig(
-            path="tfds:tiny_reviews/rankings",
-            split="train",
-            eval_path="tfds:tiny_reviews/rankings",
-            eval_split="test",
-        )
-    )
+    data: DataConfig = DataConfig("tfds:tiny_reviews/rankings:train")
     """Judgements."""
     kind: Kind = "ranking"
     """Pairs, rankings of K, a choice among K, or good/bad labels."""
@@ -152,16 +145,15 @@ def main(config: Config) -> dict[str, float]:
     # 2. What is going to run.
     network = ScoreModel(model, judgement.num_outputs)
     init = functools.partial(init_params, network, key=jax.random.key(config.seed))
-    size = count_params(jax.eval_shape(init))
-    print_plan(
+    show_plan(
         f"Reward model, {config.kind}, on {len(examples):,} judgements ({num_cut} cut)",
-        parameters=size,
+        model,
+        trained=count_params(jax.eval_shape(init)),
+        frozen=0,
         steps=total,
-        tokens_per_step=rows * length,
+        rows=rows,
+        length=length,
         devices=devices,
-        memory=plan_memory(
-            model, trained=size, frozen=0, rows=rows // len(devices), length=length
-        ),
     )
 
     # 3. Training, between two normalisations if asked for.

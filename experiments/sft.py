@@ -22,11 +22,11 @@ from experiments.stages import (
     TokenMeter,
     load_stage,
     pad_id,
-    plan_memory,
     read_data,
     resume_state,
     save_model_files,
     save_state,
+    show_plan,
 )
 from rlhf_jax.data import (
     Demonstration,
@@ -55,7 +55,7 @@ from rlhf_jax.parallel import (
 from rlhf_jax.report import write_report
 from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.steps import create_state, sft_eval, sft_step
-from rlhf_jax.terminal import print_plan, progress
+from rlhf_jax.terminal import progress
 from rlhf_jax.tracking import MetricsLogger, TrackingConfig
 from rlhf_jax.types import Metrics
 
@@ -78,14 +78,7 @@ class Config:
 
     run_dir: Path = Path("runs/sft")
     """Where checkpoints, metrics and the report go."""
-    data: DataConfig = dataclasses.field(
-        default_factory=lambda: DataConfig(
-            path="tfds:tiny_reviews/reviews",
-            split="train",
-            eval_path="tfds:tiny_reviews/reviews",
-            eval_split="test",
-        )
-    )
+    data: DataConfig = DataConfig("tfds:tiny_reviews/reviews:train")
     """Demonstrations."""
     policy: Path | None = None
     """Run directory of a policy to start from; none starts from scratch."""
@@ -138,20 +131,15 @@ def main(config: Config) -> dict[str, float]:
     total = config.epochs * (len(examples) // config.batch_size)
 
     # 2. What is going to run.
-    size = num_params(model)
-    print_plan(
+    show_plan(
         f"Supervised fine-tuning on {len(examples):,} demonstrations ({num_cut} cut)",
-        parameters=size,
+        model,
+        trained=num_params(model),
+        frozen=0,
         steps=total,
-        tokens_per_step=config.batch_size * length,
+        rows=config.batch_size,
+        length=length,
         devices=devices,
-        memory=plan_memory(
-            model,
-            trained=size,
-            frozen=0,
-            rows=config.batch_size // len(devices),
-            length=length,
-        ),
     )
 
     # 3. Training: maximum likelihood of the completions.

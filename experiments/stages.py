@@ -16,11 +16,13 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf_jax import checkpoint
 from rlhf_jax.data import Row, load_tokenizer, read_rows, rename_columns, save_tokenizer
+from rlhf_jax.data.sources import TFDS_PREFIX
 from rlhf_jax.data.tokenizing import TooLong
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import TransformerConfig
+from rlhf_jax.parallel import Devices
 from rlhf_jax.rundir import load_json, save_json
-from rlhf_jax.terminal import memory_estimate
+from rlhf_jax.terminal import memory_estimate, print_plan
 from rlhf_jax.types import Params
 
 MODEL_FILE = "model.json"
@@ -35,13 +37,10 @@ class DataConfig:
     """Where examples come from."""
 
     path: str
-    """A .jsonl, .csv or .parquet file, plain or .gz, or tfds:NAME[/CONFIG]."""
-    split: str | None = None
-    """Split of a TFDS data set, such as train or train[:10%]; files have none."""
+    """A .jsonl, .csv or .parquet file, plain or .gz; or tfds:NAME/CONFIG:SPLIT, with a
+    split such as train or train[:10%]."""
     eval_path: str | None = None
     """Examples to evaluate on; none holds some of the training examples back."""
-    eval_split: str | None = None
-    """Split of eval_path."""
     eval_fraction: float = 0.05
     """Share of the examples held back where there is no eval_path."""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -63,16 +62,20 @@ def read_data(
     config: DataConfig, parse: Callable[[list[Row]], list[Item]], *, seed: int
 ) -> tuple[list[Item], list[Item]]:
     """(training, held-out) examples; the same seed holds the same ones back."""
-    examples = parse(_read(config, config.path, config.split))
+    examples = parse(_read(config, config.path))
     if config.eval_path is not None:
-        return examples, parse(_read(config, config.eval_path, config.eval_split))
+        return examples, parse(_read(config, config.eval_path))
     order = np.random.default_rng(seed).permutation(len(examples))
     held_out = max(1, round(config.eval_fraction * len(examples)))
     shuffled = [examples[i] for i in order]
     return shuffled[held_out:], shuffled[:held_out]
 
 
-def _read(config: DataConfig, path: str, split: str | None) -> list[Row]:
+def _read(config: DataConfig, path: str) -> list[Row]:
+    split = None
+    if path.startswith(TFDS_PREFIX) and path.count(":") > 1:
+        name, split = path.removeprefix(TFDS_PREFIX).split(":", 1)
+        path = TFDS_PREFIX + name
     rows = read_rows(path, split=split, data_dir=config.data_dir)
     return rename_columns(rows, config.columns) if config.columns else rows
 
@@ -172,20 +175,36 @@ def count_params(tree: Any) -> int:
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
-def plan_memory(
-    model: TransformerConfig, *, trained: int, frozen: int, rows: int, length: int
-) -> dict[str, int]:
-    """Bytes that a step is estimated to take on one device, by part."""
-    return memory_estimate(
+def show_plan(
+    title: str,
+    model: TransformerConfig,
+    *,
+    trained: int,
+    frozen: int,
+    steps: int,
+    rows: int,
+    length: int,
+    devices: Devices,
+) -> None:
+    """Prints what is going to run, with an estimate of the memory a device needs."""
+    memory = memory_estimate(
         trained=trained,
         frozen=frozen,
-        tokens=rows * length,
+        tokens=rows * length // len(devices),
         length=length,
         d_model=model.d_model,
         layers=model.n_layers,
         heads=model.n_heads,
         vocab_size=model.vocab_size,
         itemsize=4 if model.dtype == "float32" else 2,
+    )
+    print_plan(
+        title,
+        parameters=trained,
+        steps=steps,
+        tokens_per_step=rows * length,
+        devices=devices,
+        memory=memory,
     )
 
 

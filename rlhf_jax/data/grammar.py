@@ -73,7 +73,7 @@ def sample_review(rng: random.Random) -> str:
       Lower-case text that begins with a space and ends with a full stop.
 
     >>> sample_review(random.Random(0))
-    ' i saw it at noon . i so loved the script . the pace was silly .'
+    ' the script was very great . i minded the pace . it is about a spy .'
     """
     share_good = rng.betavariate(0.4, 0.4)
     aspects = rng.sample(ASPECTS, 3 if rng.random() < 0.6 else 2)
@@ -87,19 +87,18 @@ def _opinion(rng: random.Random, aspect: str, good: bool) -> str:
     """A clause about an aspect whose sentiment has the sign that is asked for."""
     if rng.random() < 0.3:
         word = rng.choice([w for w, s in VERBS.items() if (s > 0) == good])
-        return (
-            f"i {_intensified(rng, word, ('really', 'rather', 'quite'))} the {aspect}"
-        )
+        phrase = _intensified(rng, word, [i for i in INTENSIFIERS if i != "very"])
+        return f"i {phrase} the {aspect}"
     negated = rng.random() < 0.06
     word = rng.choice(
         [w for w, s in ADJECTIVES.items() if (s > 0) == (good != negated)]
     )
     if negated:
         return f"the {aspect} was not {word}"
-    return f"the {aspect} was {_intensified(rng, word, tuple(INTENSIFIERS))}"
+    return f"the {aspect} was {_intensified(rng, word, [*INTENSIFIERS])}"
 
 
-def _intensified(rng: random.Random, word: str, intensifiers: tuple[str, ...]) -> str:
+def _intensified(rng: random.Random, word: str, intensifiers: list[str]) -> str:
     """The word, in half of the cases after an intensifier."""
     return f"{rng.choice(intensifiers)} {word}" if rng.random() < 0.5 else word
 

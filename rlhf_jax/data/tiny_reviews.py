@@ -2,8 +2,8 @@
 
 Reviews come from ``grammar.py``, so their gold sentiment is known. Rankings come from
 simulated annotators who see that sentiment through noise of their own, a few of them
-through nothing else; even the gold sentiment therefore agrees with only about five
-pairs in six, and that is the accuracy which a reward model can reach.
+through nothing else; even the gold sentiment therefore agrees with only about six
+pairs in seven, and that is the accuracy which a reward model can reach.
 """
 
 import math

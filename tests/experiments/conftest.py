@@ -32,10 +32,8 @@ class Toys:
 
     def data(self, part: str, rows: int) -> DataConfig:
         return DataConfig(
-            path=f"tfds:tiny_reviews/{part}",
-            split=f"train[:{rows}]",
-            eval_path=f"tfds:tiny_reviews/{part}",
-            eval_split="test[:10]",
+            path=f"tfds:tiny_reviews/{part}:train[:{rows}]",
+            eval_path=f"tfds:tiny_reviews/{part}:test[:10]",
             data_dir=self.root / "data",
         )
 

@@ -56,7 +56,10 @@ def test_data_file(toys, tmp_path, capsys, compilations):
         (str(broken), ["demonstrations.jsonl.gz"]),
         (_jsonl(tmp_path / "a.jsonl", {"txt": "a"}), ["a.jsonl:1", "text", "txt"]),
         (_jsonl(tmp_path / "b.jsonl", {"text": None}), ["b.jsonl:1", "null"]),
-        (_jsonl(tmp_path / "c.jsonl", {"text": " ".join(map(str, range(99)))}), ["c.jsonl:1", "128"]),
+        (
+            _jsonl(tmp_path / "c.jsonl", {"text": " ".join(map(str, range(99)))}),
+            ["c.jsonl:1", "128"],
+        ),
     ]
     for number, (path, words) in enumerate(cases):
         data = DataConfig(path, eval_path=path)

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import ppo, quickstart, reward_model, sft
 from experiments.judgements import JUDGEMENTS
-from experiments.stages import load_stage
+from experiments.stages import DataConfig, load_stage
 from rlhf_jax import checkpoint
 from rlhf_jax.data import read_rows
 from rlhf_jax.errors import UserError
@@ -75,9 +75,7 @@ def test_binary_reward_model_from_scratch_then_ppo(toys, tmp_path):
     data = tmp_path / "labels.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows * 16))
     config = toys.reward(tmp_path / "reward", kind="binary")
-    config = dataclasses.replace(
-        config, data=sft.DataConfig(str(data), eval_fraction=0.25)
-    )
+    config = dataclasses.replace(config, data=DataConfig(str(data), eval_fraction=0.25))
     found = reward_model.main(config)
     assert found["judgements"] == 8
     summary = ppo.main(
@@ -95,7 +93,8 @@ def test_normalized_rewards_have_mean_0_and_std_1(toys, tmp_path):
     reward_model.main(config)
     reward = load_stage(tmp_path, "reward", option="--reward")
     policy = load_stage(config.policy, "policy", option="--policy")
-    rows = read_rows(config.data.path, split="train[:4]", data_dir=toys.root / "data")
+    path, data_dir = "tfds:tiny_reviews/rankings", toys.root / "data"
+    rows = read_rows(path, split="train[:4]", data_dir=data_dir)
     pairs = JUDGEMENTS["pairwise"]
     examples, _ = pairs.tokenize(pairs.parse(rows), policy.tokenizer, max_length=128)
     length = max(len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in examples)
