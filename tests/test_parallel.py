@@ -1,0 +1,56 @@
+"""Replicas and shards; the steps' tests show that results do not depend on devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.parallel import (
+    data_parallel,
+    local_devices,
+    replicate,
+    shard,
+    unreplicate,
+    unshard,
+)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_there_and_back(count):
+    devices = local_devices(count)
+    tree = {"w": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(3)}
+    copies = replicate(tree, devices)
+    assert copies["w"].shape == (count, 2, 3)
+    assert len(copies["w"].addressable_shards) == count
+    np.testing.assert_array_equal(unreplicate(copies)["w"], tree["w"])
+    batch = np.arange(16).reshape(8, 2)
+    parts = shard(batch, devices)
+    assert parts.shape == (count, 8 // count, 2)
+    np.testing.assert_array_equal(unshard(parts), batch)
+
+
+def test_every_device_gets_the_same_key():
+    devices = local_devices(4)
+    draw = lambda x, *, key, axis_name: jax.random.normal(key)
+    drawn = data_parallel(draw, devices)(
+        shard(jnp.zeros(4), devices), key=jax.random.key(1)
+    )
+    assert len(set(drawn.tolist())) == 1
+
+
+def test_replicas_are_copies():
+    # Donating the replica of a frozen tree must leave the original alone.
+    devices = local_devices(1)
+    original = jnp.ones(3)
+    copy = replicate(original, devices)
+    step = lambda x, *, axis_name: x + 1
+    data_parallel(step, devices, donate_state=True)(copy)
+    assert copy.is_deleted() and not original.is_deleted()
+
+
+def test_uneven_batches_and_missing_devices_are_refused():
+    with pytest.raises(UserError, match="6 rows on 4 devices"):
+        shard(np.zeros(6), local_devices(4))
+    with pytest.raises(UserError, match="JAX_NUM_CPU_DEVICES=9"):
+        local_devices(9)
