@@ -71,8 +71,6 @@ from rlhf_jax.terminal import print_table, progress, samples_table
 from rlhf_jax.tracking import MetricsLogger, TrackingConfig
 from rlhf_jax.types import TokenBatch
 
-TINY_REVIEWS_GOLD = "rlhf_jax.data.tiny_reviews:gold_reward"
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -293,7 +291,7 @@ def finish(config: Config, before: Evaluation, after: Evaluation) -> dict[str, f
 
 
 def preset(name: str) -> Config:
-    """A paper's numbers, on TinyReviews unless told otherwise."""
+    """A paper's numbers; the data is still the default."""
     numbers = PPO_PRESETS[name]
     return Config(
         ppo=numbers.ppo,
@@ -307,6 +305,5 @@ def preset(name: str) -> Config:
 
 
 if __name__ == "__main__":
-    presets = {"tiny_reviews": Config(gold=TINY_REVIEWS_GOLD)}
-    presets |= {name: preset(name) for name in PPO_PRESETS}
+    presets = {"default": Config()} | {name: preset(name) for name in PPO_PRESETS}
     cli.run(main, presets, description=__doc__ or "")

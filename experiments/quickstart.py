@@ -117,7 +117,7 @@ def stages(config: Config) -> Iterator[tuple[Until, Callable[[], dict[str, float
         run / "ppo",
         policy=run / "sft",
         reward=str(run / "reward"),
-        gold=ppo.TINY_REVIEWS_GOLD,
+        gold="rlhf_jax.data.tiny_reviews:gold_reward",
         data=data("prompts", "train"),
         episodes=episodes,
         **common,
@@ -163,4 +163,4 @@ def print_results(results: dict[str, float], run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, {"tiny_reviews": Config()}, description=__doc__ or "")
+    cli.run(main, {"default": Config()}, description=__doc__ or "")

@@ -284,7 +284,7 @@ def report_accuracy(config: Config, metrics: Metrics) -> dict[str, float]:
 
 
 def preset(name: str) -> Config:
-    """A paper's numbers, on TinyReviews unless told otherwise."""
+    """A paper's numbers; the data is still the default."""
     numbers = REWARD_PRESETS[name]
     return Config(
         kind=numbers.kind,
@@ -297,5 +297,5 @@ def preset(name: str) -> Config:
 
 
 if __name__ == "__main__":
-    presets = {"tiny_reviews": Config()} | {n: preset(n) for n in REWARD_PRESETS}
+    presets = {"default": Config()} | {n: preset(n) for n in REWARD_PRESETS}
     cli.run(main, presets, description=__doc__ or "")

@@ -197,4 +197,4 @@ def start_from(config: Config, texts: list[Demonstration[str]]):
 
 
 if __name__ == "__main__":
-    cli.run(main, {"tiny_reviews": Config()}, description=__doc__ or "")
+    cli.run(main, {"default": Config()}, description=__doc__ or "")

@@ -1,5 +1,7 @@
 """Optimisers: the numbers that presets rely on."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,10 +11,15 @@ from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.steps import PPO_PRESETS, REWARD_PRESETS
 
 
+def first_update(config: OptimConfig, grads: Any, params: Any) -> Any:
+    tx = make_optimizer(config, 1)
+    return tx.update(grads, tx.init(params), params)[0]
+
+
 def test_adam_eps_is_outside_the_root_after_bias_correction():
     # First step: m̂ = g, √v̂ = |g|, so Δ = −lr·g/(|g| + ε) = −1 · 1e-5/2e-5 = −½.
-    tx = make_optimizer(OptimConfig(1.0, "constant", eps=1e-5), 1)
-    update, _ = tx.update(jnp.float32(1e-5), tx.init(jnp.float32(0)), jnp.float32(0))
+    config = OptimConfig(1.0, "constant", eps=1e-5)
+    update = first_update(config, jnp.float32(1e-5), jnp.float32(0))
     assert float(update) == pytest.approx(-0.5, rel=1e-5)
 
 
@@ -20,21 +27,20 @@ def test_clipping_scales_the_global_norm():
     # Norm 5 clipped to 1: (3, 4) → (.6, .8). Adam's first step is ±lr whatever the
     # size, unless ε is large: with ε = 1, Δ = g/(|g| + 1).
     config = OptimConfig(1.0, "constant", eps=1.0, max_grad_norm=1.0)
-    tx = make_optimizer(config, 1)
     grads = {"kernel": jnp.array([3.0, 4.0])}
-    updates, _ = tx.update(grads, tx.init(grads), grads)
+    updates = first_update(config, grads, grads)
     np.testing.assert_allclose(updates["kernel"], [-0.6 / 1.6, -0.8 / 1.8], rtol=1e-5)
 
 
 def test_weight_decay_spares_scales_and_biases():
-    tx = make_optimizer(OptimConfig(0.1, "constant", weight_decay=0.5), 1)
+    config = OptimConfig(0.1, "constant", weight_decay=0.5)
     params = {
         "kernel": jnp.ones((2, 2)),
         "scale": jnp.ones((2, 2)),
         "bias": jnp.ones(2),
     }
     zero = {k: jnp.zeros_like(v) for k, v in params.items()}
-    updates, _ = tx.update(zero, tx.init(params), params)
+    updates = first_update(config, zero, params)
     assert {k: float(v.ravel()[0]) for k, v in updates.items()} == pytest.approx(
         {"kernel": -0.05, "scale": 0.0, "bias": 0.0}
     )

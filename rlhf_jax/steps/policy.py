@@ -103,7 +103,7 @@ def ppo_update(
 
 
 def _gather(experience: Experience, axis_name: str | None) -> Experience:
-    """The global batch on every device: a few numbers a token, little beside a model."""
+    """The global batch on every device: a few numbers a token."""
     if axis_name is None:
         return experience
     return jax.lax.all_gather(experience, axis_name, tiled=True)

@@ -10,7 +10,16 @@ from flax.training import train_state
 
 from rlhf_jax.types import Array, Metrics, Params
 
-TrainState = train_state.TrainState
+
+class TrainState(train_state.TrainState):
+    """flax's TrainState, its parameters any pytree.
+
+    ``apply_fn`` is the network (an `ApplyFn` or a `ScoreFn`), ``tx`` the optimiser.
+    """
+
+    params: Params
+
+
 State = TypeVar("State", bound=TrainState)
 
 

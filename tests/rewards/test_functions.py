@@ -1,5 +1,7 @@
 """Reward functions of users: whatever they return, nothing is cast or broadcast."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from rlhf_jax.rewards import call_reward_function, load_reward_function
 PROMPTS, COMPLETIONS = ["a", "b"], ["one", "two"]
 
 
-def call(returned):
+def call(returned: Any):
     def reward(prompts, completions):
         assert (prompts, completions) == (PROMPTS, COMPLETIONS)
         return returned
@@ -25,7 +27,7 @@ def call(returned):
 def test_numbers_arrive_as_float32(returned):
     found = call(returned)
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, np.float32([0.7, -1]))
+    np.testing.assert_array_equal(found, np.array([0.7, -1], np.float32))
 
 
 @pytest.mark.parametrize(

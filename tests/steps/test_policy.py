@@ -138,8 +138,9 @@ def test_masked_episodes_leave_the_parameters_alone():
         apply_fn=tabular_policy,
         config=CONFIG,
     )
-    batch = rollout.batch.replace(mask=jnp.zeros_like(rollout.batch.mask))
-    rollout = rollout.replace(batch=batch)
+    mask = jnp.zeros_like(rollout.batch.mask)
+    batch = dataclasses.replace(rollout.batch, mask=mask)
+    rollout = dataclasses.replace(rollout, batch=batch)
     experience, _ = experience_step(
         state,
         state.params,

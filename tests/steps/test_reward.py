@@ -46,7 +46,8 @@ def test_pairwise_fits_the_log_odds():
     state = _state(np.zeros((3, 1)))
     step = jax.jit(lambda s, b: reward_step(s, b, terms_fn=pairwise_terms))
     for _ in range(200):
-        state, metrics = step(state, pairs)
+        state, _ = step(state, pairs)
+    _, metrics = step(state, pairs)
     gap = state.params["scores"][1, 0] - state.params["scores"][2, 0]
     assert float(gap) == pytest.approx(np.log(3), abs=1e-3)
     assert metrics.compute()["reward/accuracy"] == 0.75
@@ -82,7 +83,8 @@ def test_ranking_and_choice_learn_the_order():
     for terms_fn in (ranking_terms, choice_terms):
         state = _state(np.zeros((4, 1)))
         for _ in range(50):
-            state, metrics = reward_step(state, (tokens, ranks), terms_fn=terms_fn)
+            state, _ = reward_step(state, (tokens, ranks), terms_fn=terms_fn)
+        _, metrics = reward_step(state, (tokens, ranks), terms_fn=terms_fn)
         assert metrics.compute()["reward/accuracy"] == 1.0
         best = jnp.argmax(state.params["scores"][1:, 0]) + 1
         assert int(best) == 2
@@ -114,7 +116,8 @@ def test_binary_learns_labels_and_ignores_the_unlabelled():
     labels = jnp.array([1, 0, -1])
     state = _state(np.zeros((4, 2)))
     for _ in range(50):
-        state, metrics = reward_step(state, (tokens, labels), terms_fn=binary_terms)
+        state, _ = reward_step(state, (tokens, labels), terms_fn=binary_terms)
+    _, metrics = reward_step(state, (tokens, labels), terms_fn=binary_terms)
     logits = state.params["scores"]
     assert logits[1, 1] > logits[1, 0] and logits[2, 0] > logits[2, 1]
     assert logits[3].tolist() == [0.0, 0.0]
