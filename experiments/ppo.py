@@ -147,7 +147,8 @@ def main(config: Config) -> dict[str, float]:
         examples, batch_size=config.batch_size, seed=config.seed, collate=collate
     )
     total = config.episodes // config.batch_size
-    nets = make_networks(policy, reward, config.critic)
+    run_key = jax.random.key(config.seed)
+    nets = make_networks(policy, reward, config.critic, key=run_key)
     frozen = [policy.params] + ([reward.params] if isinstance(reward, Stage) else [])
     show_plan(
         f"PPO, {config.episodes:,} episodes, reward {config.reward}",
@@ -172,7 +173,6 @@ def main(config: Config) -> dict[str, float]:
     tx = make_optimizer(config.optim, total * ppo.epochs * ppo.minibatches)
     state = create_policy_state(nets.apply_fn, nets.params, tx, kl_coef=ppo.kl.coef)
     ref_params = replicate(policy.params, devices)
-    run_key = jax.random.key(config.seed)
 
     def experience_of(state, prompts: TokenBatch, key: jax.Array):
         """(rollout, scores, experience, metrics) of one batch of prompts."""

@@ -61,12 +61,16 @@ def load_reward(reward: str, kind: ScoreKind, policy: Stage) -> Stage | RewardFu
 
 
 def make_networks(
-    policy: Stage, reward: Stage | RewardFunction, critic: Literal["reward", "head"]
+    policy: Stage,
+    reward: Stage | RewardFunction,
+    critic: Literal["reward", "head"],
+    *,
+    key: Array,
 ) -> Networks:
     """The policy with the critic that is asked for."""
     ref_apply_fn = policy_apply(policy.model)
     if critic == "head":
-        head = init_params(ActorCritic(policy.model), key=jax.random.key(0))
+        head = init_params(ActorCritic(policy.model), key=key)
         params = {**head, **policy.params}
         apply_fn = actor_critic_apply(policy.model)
         return Networks(apply_fn, ref_apply_fn, params, "params")
@@ -75,16 +79,16 @@ def make_networks(
             "--critic reward: the reward is a function, there is no network to start a "
             "critic from; use --critic head"
         )
-    params = {"policy": policy.params, "critic": critic_params(reward)}
+    params = {"policy": policy.params, "critic": critic_params(reward, key=key)}
     apply_fn = separate_critic_apply(policy.model, reward.model)
     return Networks(apply_fn, ref_apply_fn, params, "params/policy")
 
 
-def critic_params(judge: Stage) -> Params:
+def critic_params(judge: Stage, *, key: Array) -> Params:
     """The reward model's parameters; a classifier's trunk gets a new, scalar head."""
     if judge.num_outputs == 1:
         return judge.params
-    fresh = init_params(ScoreModel(judge.model), key=jax.random.key(0))
+    fresh = init_params(ScoreModel(judge.model), key=key)
     return score_params_from_policy(judge.params, fresh)
 
 
