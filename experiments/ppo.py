@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from experiments import cli
+from experiments.inputs import DataConfig, parse_prompts, read_data, tokenize_asked
 from experiments.rollouts import (
     LABELS,
     Evaluation,
@@ -30,20 +31,16 @@ from experiments.rollouts import (
     make_scorer,
     stop_ids,
 )
-from experiments.stages import (
-    DataConfig,
-    Stage,
+from experiments.runs import (
+    RunConfig,
     TokenMeter,
     count_params,
-    load_stage,
-    pad_id,
-    read_data,
     resume_state,
-    save_model_files,
     save_state,
     show_plan,
 )
-from rlhf_jax.data import collate_prompts, make_loader, prompts, tokenize_prompts
+from experiments.stages import Stage, load_stage, pad_id, save_model_files
+from rlhf_jax.data import collate_prompts, make_loader
 from rlhf_jax.errors import UserError
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import (
@@ -68,20 +65,22 @@ from rlhf_jax.steps import (
     sample_step,
 )
 from rlhf_jax.terminal import print_table, progress, samples_table
-from rlhf_jax.tracking import MetricsLogger, TrackingConfig
+from rlhf_jax.tracking import MetricsLogger
 from rlhf_jax.types import TokenBatch
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """PPO from human feedback."""
 
     run_dir: Path = Path("runs/ppo")
     """Where checkpoints, metrics, samples and the report go."""
     policy: Path = Path("runs/sft")
-    """Run directory of the policy to start from, which stays the reference."""
+    """The policy to start from, which stays the reference: run directory, checkpoint of
+    transformers or hub id."""
     reward: str = "runs/reward"
-    """Run directory of a reward model, or module:function."""
+    """A reward model: run directory or checkpoint of transformers; or a function of
+    texts, module:function."""
     reward_kind: ScoreKind = "score"
     """What of a reward model is the reward; logit or probability for binary ones."""
     gold: str | None = None
@@ -110,14 +109,6 @@ class Config:
     """Samples of the policy before and after training."""
     save_every: int = 20
     """Iterations between checkpoints."""
-    devices: int | None = None
-    """Number of devices; none uses all."""
-    seed: int = 0
-    """Of sampling and order."""
-    tracking: TrackingConfig = TrackingConfig()
-    """TensorBoard and W&B."""
-    resume: bool = False
-    """Go on from the latest checkpoint of the run directory."""
 
     def __post_init__(self):
         if self.episodes < self.batch_size:
@@ -133,11 +124,13 @@ def main(config: Config) -> dict[str, float]:
     devices = local_devices(config.devices)
 
     # 1. Earlier stages and prompts.
-    policy = load_stage(config.policy, "policy", option="--policy")
-    tokenizer = policy.tokenizer
-    reward = load_reward(config.reward, config.reward_kind, policy)
+    policy = load_stage(
+        config.policy, "policy", option="--policy", pretrained=config.pretrained
+    ).merged()
+    tokenizer, lora = policy.tokenizer, config.lora.config()
+    reward = load_reward(config.reward, config.reward_kind, policy, config.pretrained)
     gold = None if config.gold is None else load_reward_function(config.gold)
-    ppo = with_tokens(config, tokenizer)
+    ppo = with_tokens(config, policy)
     check_lengths(config, policy.model.max_length)
     examples, eval_examples = read_prompts(config, tokenizer)
     collate = functools.partial(
@@ -148,13 +141,13 @@ def main(config: Config) -> dict[str, float]:
     )
     total = config.episodes // config.batch_size
     run_key = jax.random.key(config.seed)
-    nets = make_networks(policy, reward, config.critic, key=run_key)
-    frozen = [policy.params] + ([reward.params] if isinstance(reward, Stage) else [])
+    nets = make_networks(policy, reward, config.critic, adapters=lora, key=run_key)
+    judge = reward.whole() if isinstance(reward, Stage) else {}
     show_plan(
         f"PPO, {config.episodes:,} episodes, reward {config.reward}",
         policy.model,
         trained=count_params(nets.params),
-        frozen=count_params(frozen),
+        frozen=count_params(policy.params, judge, nets.frozen),
         steps=total * ppo.epochs * ppo.minibatches,
         rows=config.batch_size // ppo.minibatches,
         length=config.prompt_length + ppo.sampling.max_new_tokens,
@@ -168,18 +161,20 @@ def main(config: Config) -> dict[str, float]:
         bind(experience_step, ref_apply_fn=nets.ref_apply_fn), devices
     )
     update = data_parallel(bind(policy_step), devices, donate_state=True)
-    score = make_scorer(reward, config.reward_kind, tokenizer, devices)
+    # One tree, so that what policy, reference and reward model share is there once.
+    ref_params, judge, frozen = replicate((policy.params, judge, nets.frozen), devices)
+    score = make_scorer(reward, judge, config.reward_kind, tokenizer, devices)
 
     tx = make_optimizer(config.optim, total * ppo.epochs * ppo.minibatches)
     state = create_policy_state(nets.apply_fn, nets.params, tx, kl_coef=ppo.kl.coef)
-    ref_params = replicate(policy.params, devices)
 
     def experience_of(state, prompts: TokenBatch, key: jax.Array):
         """(rollout, scores, experience, metrics) of one batch of prompts."""
         rows = np.arange(prompts.tokens.shape[0], dtype=np.int32)
-        rollout = sample(state.params, *shard((prompts, rows), devices), key=key)
+        asked = shard((prompts, rows), devices)
+        rollout = sample(state.params, *asked, frozen, key=key)
         scores = score(rollout)
-        return rollout, scores, *prepare(state, ref_params, rollout, scores)
+        return rollout, scores, *prepare(state, ref_params, rollout, scores, frozen)
 
     def evaluate(state) -> Evaluation:
         count = config.eval_samples
@@ -195,10 +190,19 @@ def main(config: Config) -> dict[str, float]:
             metrics=unreplicate(metrics).compute(),
         )
 
-    before = evaluate(replicate(state, devices))
+    held = replicate(state, devices)
+    before = evaluate(held)
     state, restored = resume_state(run_dir, state, loader)
-    save_model_files(run_dir, policy.model, tokenizer, params_path=nets.params_path)
-    state = replicate(state, devices)
+    save_model_files(
+        run_dir,
+        policy.model,
+        tokenizer,
+        began=policy,
+        lora=lora,
+        params_path=nets.params_path,
+    )
+    state = held if restored is None else replicate(state, devices)
+    del policy, reward, nets, held  # their arrays: the devices have copies
 
     # 3. Training.
     start = restored or 0
@@ -215,7 +219,7 @@ def main(config: Config) -> dict[str, float]:
             rollout, _, experience, objective = experience_of(
                 state, next(loader), sample_key
             )
-            state, improvement = update(state, experience, key=update_key)
+            state, improvement = update(state, experience, frozen, key=update_key)
             shown = unreplicate(objective + improvement).compute()
             if gold is not None:
                 texts = decode(tokenizer, unshard(rollout))
@@ -231,12 +235,12 @@ def main(config: Config) -> dict[str, float]:
     return finish(config, before, evaluate(state))
 
 
-def with_tokens(config: Config, tokenizer) -> PPOConfig:
-    """The algorithm with the tokenizer's stop tokens and padding."""
+def with_tokens(config: Config, policy: Stage) -> PPOConfig:
+    """The algorithm with the policy's stop tokens and padding."""
     sampling = dataclasses.replace(
         config.ppo.sampling,
-        stop_ids=config.ppo.sampling.stop_ids or stop_ids(tokenizer, config.stop_text),
-        pad_id=pad_id(tokenizer),
+        stop_ids=config.ppo.sampling.stop_ids or stop_ids(policy, config.stop_text),
+        pad_id=pad_id(policy.tokenizer),
     )
     return dataclasses.replace(config.ppo, sampling=sampling)
 
@@ -253,15 +257,15 @@ def check_lengths(config: Config, max_length: int) -> None:
 
 def read_prompts(config: Config, tokenizer) -> tuple[list[Any], list[Any]]:
     """(training, held-out) prompts as token ids."""
-    parse = functools.partial(prompts, prompt_words=config.prompt_words)
+    parse = functools.partial(parse_prompts, prompt_words=config.prompt_words)
     tokenize = functools.partial(
-        tokenize_prompts,
+        tokenize_asked,
         tokenizer=tokenizer,
         max_prompt_length=config.prompt_length,
         too_long=config.data.too_long,
     )
     train, held_out = read_data(config.data, parse, seed=config.seed)
-    return tokenize(train)[0], tokenize(held_out)[0]
+    return tokenize(train), tokenize(held_out)
 
 
 def finish(config: Config, before: Evaluation, after: Evaluation) -> dict[str, float]:

@@ -22,27 +22,26 @@ import jax
 from scipy.stats import binomtest
 
 from experiments import cli
+from experiments.inputs import DataConfig, read_data
 from experiments.judgements import JUDGEMENTS, Kind
-from experiments.sft import SMALL
-from experiments.stages import (
-    DataConfig,
-    Stage,
+from experiments.runs import (
+    RunConfig,
     TokenMeter,
     count_params,
-    eos_id,
-    load_stage,
-    pad_id,
-    read_data,
+    needs_policy,
     resume_state,
-    save_model_files,
     save_state,
     show_plan,
+    split_params,
 )
+from experiments.sft import SMALL
+from experiments.stages import Stage, load_stage, pad_id, save_model_files
 from rlhf_jax.data import batches, left_padded, make_loader, train_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import (
     ScoreModel,
     TransformerConfig,
+    init_head,
     init_params,
     policy_apply,
     score_apply,
@@ -62,12 +61,12 @@ from rlhf_jax.rundir import create_run_dir, save_json
 from rlhf_jax.sampling import SamplingConfig, generate
 from rlhf_jax.steps import REWARD_PRESETS, create_state, reward_eval, reward_step
 from rlhf_jax.terminal import print_table, progress
-from rlhf_jax.tracking import MetricsLogger, TrackingConfig
-from rlhf_jax.types import Metrics
+from rlhf_jax.tracking import MetricsLogger
+from rlhf_jax.types import Array, Metrics, Params, join_params
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """Reward modelling."""
 
     run_dir: Path = Path("runs/reward")
@@ -77,11 +76,14 @@ class Config:
     kind: Kind = "ranking"
     """Pairs, rankings of K, a choice among K, or good/bad labels."""
     policy: Path | None = None
-    """Run directory of the policy to start from; none starts from scratch."""
+    """A policy to start from: run directory, checkpoint of transformers or hub id; none
+    starts from scratch."""
     model: TransformerConfig = SMALL
     """The network, without --policy; vocab_size is that of the tokenizer to train."""
     optim: OptimConfig = OptimConfig(learning_rate=2e-3, schedule="cosine", warmup=20)
     """Optimiser and schedule."""
+    max_length: int | None = None
+    """Most tokens of prompt and completion; none takes the network's context."""
     batch_size: int = 32
     """Judgements an update, all devices together."""
     epochs: int = 3
@@ -92,20 +94,11 @@ class Config:
     """How many samples."""
     eval_every: int = 50
     """Updates between evaluations."""
-    save_every: int = 200
-    """Updates between checkpoints."""
     log_every: int = 10
     """Updates between lines of metrics."""
-    devices: int | None = None
-    """Number of devices; none uses all."""
-    seed: int = 0
-    """Of initialisation and order."""
-    tracking: TrackingConfig = TrackingConfig()
-    """TensorBoard and W&B."""
-    resume: bool = False
-    """Go on from the latest checkpoint of the run directory."""
 
     def __post_init__(self):
+        needs_policy(self, self.policy)
         if self.normalize and self.policy is None:
             raise UserError(
                 "--normalize needs samples of a policy: give --policy, or leave it out"
@@ -116,7 +109,7 @@ def main(config: Config) -> dict[str, float]:
     """Trains, and returns the evaluation at the end."""
     run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
     devices = local_devices(config.devices)
-    judgement = JUDGEMENTS[config.kind]
+    judgement, lora = JUDGEMENTS[config.kind], config.lora.config()
 
     # 1. Data: all of it is read and tokenized before anything is compiled.
     texts, eval_texts = read_data(config.data, judgement.parse, seed=config.seed)
@@ -125,7 +118,7 @@ def main(config: Config) -> dict[str, float]:
     tokenize = functools.partial(
         judgement.tokenize,
         tokenizer=tokenizer,
-        max_length=model.max_length,
+        max_length=min(config.max_length or model.max_length, model.max_length),
         too_long=config.data.too_long,
     )
     (examples, num_cut), (eval_examples, _) = tokenize(texts), tokenize(eval_texts)
@@ -144,12 +137,14 @@ def main(config: Config) -> dict[str, float]:
 
     # 2. What is going to run.
     network = ScoreModel(model, judgement.num_outputs)
-    init = functools.partial(init_params, network, key=jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    whole = start_params(network, policy, key=key)
+    params, frozen = split_params(whole, lora, key=key)
     show_plan(
         f"Reward model, {config.kind}, on {len(examples):,} judgements ({num_cut} cut)",
         model,
-        trained=count_params(jax.eval_shape(init)),
-        frozen=0,
+        trained=count_params(params),
+        frozen=count_params(frozen),
         steps=total,
         rows=rows,
         length=length,
@@ -157,24 +152,28 @@ def main(config: Config) -> dict[str, float]:
     )
 
     # 3. Training, between two normalisations if asked for.
-    params = init()
-    if policy is not None:
-        params = score_params_from_policy(policy.params, params)
     score_fn = score_apply(model, num_outputs=judgement.num_outputs)
     state = create_state(score_fn, params, make_optimizer(config.optim, total))
     state, restored = resume_state(run_dir, state, loader)
-    save_model_files(run_dir, model, tokenizer, num_outputs=judgement.num_outputs)
+    save_model_files(
+        run_dir,
+        model,
+        tokenizer,
+        began=policy,
+        lora=lora,
+        num_outputs=judgement.num_outputs,
+    )
 
     def normalize(state):
         samples = sample_policy(config, policy, examples, length)
         scores = jax.jit(sequence_scores, static_argnums=0)(
-            score_fn, state.params, samples
+            score_fn, join_params(frozen, state.params), samples
         )
         return state.replace(params=normalize_scores(state.params, scores[:, 0]))
 
     if config.normalize and restored is None:
         state = normalize(state)
-    state = replicate(state, devices)
+    state, held = replicate(state, devices), replicate(frozen, devices)
     train_step = data_parallel(
         functools.partial(reward_step, terms_fn=judgement.terms),
         devices,
@@ -189,7 +188,8 @@ def main(config: Config) -> dict[str, float]:
         metrics = Metrics.of({})
         for batch, real in batches(eval_examples, config.batch_size, collate):
             batch = judgement.keep(batch, real)
-            metrics += unreplicate(eval_step(state.params, shard(batch, devices)))
+            batch = shard(batch, devices)
+            metrics += unreplicate(eval_step(state.params, batch, held))
         return metrics
 
     start = restored or 0
@@ -203,7 +203,7 @@ def main(config: Config) -> dict[str, float]:
         meter = TokenMeter()
         shown: dict[str, Any] = {}
         for step in range(start + 1, total + 1):
-            state, metrics = train_step(state, shard(next(loader), devices))
+            state, metrics = train_step(state, shard(next(loader), devices), held)
             meter.add(rows * length)
             if step == total and config.normalize:
                 state = replicate(normalize(unreplicate(state)), devices)
@@ -224,7 +224,9 @@ def main(config: Config) -> dict[str, float]:
 def load_policy(config: Config) -> Stage | None:
     if config.policy is None:
         return None
-    return load_stage(config.policy, "policy", option="--policy")
+    return load_stage(
+        config.policy, "policy", option="--policy", pretrained=config.pretrained
+    ).merged()
 
 
 def start_from(config: Config, policy: Stage | None, texts: list[Any]):
@@ -239,14 +241,21 @@ def start_from(config: Config, policy: Stage | None, texts: list[Any]):
     return tokenizer, dataclasses.replace(config.model, vocab_size=len(tokenizer))
 
 
+def start_params(network: ScoreModel, policy: Stage | None, *, key: Array) -> Params:
+    """New parameters, on the policy's trunk where there is one."""
+    if policy is None:
+        return init_params(network, key=key)
+    shapes = jax.eval_shape(functools.partial(init_params, network), key=key)
+    head = {"score_head": init_head(network, "score_head", key=key)}
+    return score_params_from_policy(policy.params, shapes | head)
+
+
 def sample_policy(config: Config, policy: Stage | None, examples: list[Any], length):
     """Responses of the policy to prompts of the data: what scores are normalised on."""
     assert policy is not None  # the config refuses normalize without --policy
     prompts = [e.prompt for e in examples[: config.normalize_samples]]
     width = max(map(len, prompts))
-    sampling = SamplingConfig(
-        max_new_tokens=length - width, stop_ids=(eos_id(policy.tokenizer),)
-    )
+    sampling = SamplingConfig(max_new_tokens=length - width, stop_ids=policy.stop_ids)
     sample = functools.partial(generate, policy_apply(policy.model), config=sampling)
     batch = left_padded(prompts, length=width, pad_id=pad_id(policy.tokenizer))
     return jax.jit(sample)(policy.params, batch, key=jax.random.key(config.seed)).batch

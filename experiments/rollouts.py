@@ -1,5 +1,6 @@
 """What PPO is put together from: networks, stop tokens, scores, texts, evaluation."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -8,19 +9,20 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from experiments.stages import Stage, eos_id, load_stage
+from experiments.runs import PretrainedConfig, split_params
+from experiments.stages import Stage, load_stage
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import (
     ActorCritic,
     ScoreModel,
     actor_critic_apply,
-    init_params,
+    init_head,
+    lora,
     policy_apply,
     score_apply,
-    score_params_from_policy,
     separate_critic_apply,
 )
-from rlhf_jax.parallel import Devices, data_parallel, replicate, shard, unshard
+from rlhf_jax.parallel import Devices, data_parallel, shard, unshard
 from rlhf_jax.rewards import (
     RewardFunction,
     ScoreKind,
@@ -36,15 +38,23 @@ class Networks(NamedTuple):
 
     apply_fn: ApplyFn
     ref_apply_fn: ApplyFn
-    params: Params  # of policy and critic
+    params: Params  # of policy and critic, as far as they are trained
+    frozen: Params | None  # the rest of them
     params_path: str  # of the policy within a checkpoint of the state
 
 
-def load_reward(reward: str, kind: ScoreKind, policy: Stage) -> Stage | RewardFunction:
-    """A reward model that reads the policy's tokens, or a function of texts."""
+def load_reward(
+    reward: str, kind: ScoreKind, policy: Stage, pretrained: PretrainedConfig
+) -> Stage | RewardFunction:
+    """A reward model that reads the policy's tokens, or a function of texts.
+
+    Adapters that were trained on this policy share its arrays.
+    """
     if ":" in reward:
         return load_reward_function(reward)
-    judge = load_stage(Path(reward), "reward", option="--reward")
+    judge = load_stage(
+        Path(reward), "reward", option="--reward", pretrained=pretrained, base=policy
+    )
     if judge.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise UserError(
             f"--reward {reward}: its tokenizer is not the policy's; train the reward "
@@ -65,38 +75,59 @@ def make_networks(
     reward: Stage | RewardFunction,
     critic: Literal["reward", "head"],
     *,
+    adapters: lora.LoraConfig | None,
     key: Array,
 ) -> Networks:
-    """The policy with the critic that is asked for."""
+    """The policy with the critic that is asked for; with adapters, they are trained."""
     ref_apply_fn = policy_apply(policy.model)
+    trained, frozen = split_params(policy.params, adapters, key=key)
     if critic == "head":
-        head = init_params(ActorCritic(policy.model), key=key)
-        params = {**head, **policy.params}
+        head = init_head(ActorCritic(policy.model), "value_head", key=key)
+        params = trained | {"value_head": head}
         apply_fn = actor_critic_apply(policy.model)
-        return Networks(apply_fn, ref_apply_fn, params, "params")
+        return Networks(apply_fn, ref_apply_fn, params, frozen, "params")
     if not isinstance(reward, Stage):
         raise UserError(
             "--critic reward: the reward is a function, there is no network to start a "
             "critic from; use --critic head"
         )
-    params = {"policy": policy.params, "critic": critic_params(reward, key=key)}
+    judge, judge_frozen = critic_params(reward, adapters, key=key)
     apply_fn = separate_critic_apply(policy.model, reward.model)
-    return Networks(apply_fn, ref_apply_fn, params, "params/policy")
+    return Networks(
+        apply_fn,
+        ref_apply_fn,
+        params={"policy": trained, "critic": judge},
+        frozen=None if frozen is None else {"policy": frozen, "critic": judge_frozen},
+        params_path="params/policy",
+    )
 
 
-def critic_params(judge: Stage, *, key: Array) -> Params:
-    """The reward model's parameters; a classifier's trunk gets a new, scalar head."""
-    if judge.num_outputs == 1:
-        return judge.params
-    fresh = init_params(ScoreModel(judge.model), key=key)
-    return score_params_from_policy(judge.params, fresh)
+def critic_params(
+    judge: Stage, adapters: lora.LoraConfig | None, *, key: Array
+) -> tuple[Params, Params | None]:
+    """(trained, frozen) of a critic that starts as the reward model.
+
+    A classifier's trunk gets a new, scalar head. A reward model that is adapters itself
+    goes on with those; without adapters asked for, they are merged.
+    """
+    if adapters is not None and judge.adapters is not None and judge.lora is not None:
+        trained, frozen = judge.adapters, lora.freeze(judge.params, judge.lora)
+    else:
+        if adapters is not None and adapters.targets is not None:  # there is no lm_head
+            targets = tuple(t for t in adapters.targets if t != "lm_head")
+            adapters = dataclasses.replace(adapters, targets=targets)
+        trained, frozen = split_params(judge.merged().params, adapters, key=key)
+    if judge.num_outputs > 1:
+        head = init_head(ScoreModel(judge.model), "score_head", key=key)
+        trained = trained | {"score_head": head}
+    return trained, frozen
 
 
-def stop_ids(tokenizer: Any, stop_text: str | None) -> tuple[int, ...]:
-    """The end token, and the tokens that spell ``stop_text``, white space aside."""
-    end = eos_id(tokenizer)
+def stop_ids(policy: Stage, stop_text: str | None) -> tuple[int, ...]:
+    """The end tokens, and those that spell ``stop_text``, white space aside."""
+    tokenizer: Any = policy.tokenizer
     if stop_text is None:
-        return (end,)
+        return policy.stop_ids
     spelled = [
         i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip() == stop_text
     ]
@@ -105,7 +136,7 @@ def stop_ids(tokenizer: Any, stop_text: str | None) -> tuple[int, ...]:
             f"stop_text = {stop_text!r}: no token of the policy's tokenizer spells it; "
             "choose another text, or none for the end token alone"
         )
-    return tuple(sorted({end, *spelled}))
+    return tuple(sorted({*policy.stop_ids, *spelled}))
 
 
 def decode(tokenizer: Any, rollout: Rollout) -> tuple[list[str], list[str]]:
@@ -120,9 +151,16 @@ def decode(tokenizer: Any, rollout: Rollout) -> tuple[list[str], list[str]]:
 
 
 def make_scorer(
-    reward: Stage | RewardFunction, kind: ScoreKind, tokenizer: Any, devices: Devices
+    reward: Stage | RewardFunction,
+    params: Params,
+    kind: ScoreKind,
+    tokenizer: Any,
+    devices: Devices,
 ) -> Callable[[Rollout], Array]:
-    """A function from a sharded rollout to its sharded scores [N, B/N]."""
+    """A function from a sharded rollout to its sharded scores [N, B/N].
+
+    ``params`` are those of the reward model on every device; a function has none.
+    """
     if not isinstance(reward, Stage):
 
         def score_texts(rollout: Rollout) -> Array:
@@ -134,7 +172,6 @@ def make_scorer(
     score_fn = score_apply(reward.model, num_outputs=reward.num_outputs)
     step = functools.partial(score_step, score_fn=score_fn, kind=kind)
     mapped = data_parallel(step, devices)
-    params = replicate(reward.params, devices)
     return lambda rollout: mapped(params, rollout.batch)
 
 

@@ -5,8 +5,11 @@ Ouyang et al. 2022, arXiv:2203.02155, step 1.
   python -m experiments.sft --run-dir runs/sft
   python -m experiments.sft --run-dir runs/sft --data.path demonstrations.jsonl
 
-Rows have prompt and completion, or text alone. Without --policy a byte-level BPE
-tokenizer is trained on them and the policy starts from scratch.
+  python -m experiments.sft --policy Qwen/Qwen2.5-0.5B-Instruct --lora.rank 16
+
+Rows have prompt and completion, or text alone, or the messages of a conversation, whose
+assistant turns are learned. Without --policy a byte-level BPE tokenizer is trained on
+them and the policy starts from scratch.
 """
 
 import dataclasses
@@ -17,33 +20,26 @@ from typing import Any
 import jax
 
 from experiments import cli
-from experiments.stages import (
+from experiments.inputs import (
     DataConfig,
-    TokenMeter,
-    load_stage,
-    pad_id,
+    parse_demonstrations,
     read_data,
+    tokenize_imitation,
+)
+from experiments.runs import (
+    RunConfig,
+    TokenMeter,
+    count_params,
+    needs_policy,
     resume_state,
-    save_model_files,
     save_state,
     show_plan,
+    split_params,
 )
-from rlhf_jax.data import (
-    Demonstration,
-    batches,
-    collate_demonstrations,
-    demonstrations,
-    make_loader,
-    tokenize_demonstrations,
-    train_tokenizer,
-)
-from rlhf_jax.models import (
-    CausalLM,
-    TransformerConfig,
-    init_params,
-    num_params,
-    policy_apply,
-)
+from experiments.stages import Stage, load_stage, pad_id, save_model_files
+from rlhf_jax.data import Conversation, batches, make_loader, train_tokenizer
+from rlhf_jax.errors import UserError
+from rlhf_jax.models import CausalLM, TransformerConfig, init_params, policy_apply
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import (
     data_parallel,
@@ -56,7 +52,7 @@ from rlhf_jax.report import write_report
 from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.steps import create_state, sft_eval, sft_step
 from rlhf_jax.terminal import progress
-from rlhf_jax.tracking import MetricsLogger, TrackingConfig
+from rlhf_jax.tracking import MetricsLogger
 from rlhf_jax.types import Metrics
 
 SMALL = TransformerConfig(
@@ -73,7 +69,7 @@ SMALL = TransformerConfig(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """Supervised fine-tuning."""
 
     run_dir: Path = Path("runs/sft")
@@ -81,61 +77,66 @@ class Config:
     data: DataConfig = DataConfig("tfds:tiny_reviews/reviews:train")
     """Demonstrations."""
     policy: Path | None = None
-    """Run directory of a policy to start from; none starts from scratch."""
+    """A policy to start from: run directory, checkpoint of transformers or hub id; none
+    starts from scratch."""
     model: TransformerConfig = SMALL
-    """The policy's network; vocab_size is that of the tokenizer to train."""
+    """The network, without --policy; vocab_size is that of the tokenizer to train."""
     optim: OptimConfig = OptimConfig(learning_rate=3e-3, schedule="cosine", warmup=20)
     """Optimiser and schedule."""
+    max_length: int | None = None
+    """Most tokens of a demonstration; none takes the network's context."""
     batch_size: int = 64
     """Demonstrations an update, all devices together."""
     epochs: int = 2
     """Passes over the demonstrations."""
     eval_every: int = 100
     """Updates between evaluations."""
-    save_every: int = 200
-    """Updates between checkpoints."""
     log_every: int = 10
     """Updates between lines of metrics."""
-    devices: int | None = None
-    """Number of devices; none uses all."""
-    seed: int = 0
-    """Of initialisation and order."""
-    tracking: TrackingConfig = TrackingConfig()
-    """TensorBoard and W&B."""
-    resume: bool = False
-    """Go on from the latest checkpoint of the run directory."""
+
+    def __post_init__(self):
+        needs_policy(self, self.policy)
 
 
 def main(config: Config) -> dict[str, float]:
     """Trains, and returns the last evaluation."""
     run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
     devices = local_devices(config.devices)
+    lora, key = config.lora.config(), jax.random.key(config.seed)
 
     # 1. Data: all of it is read and tokenized before anything is compiled.
-    texts, eval_texts = read_data(config.data, demonstrations, seed=config.seed)
-    tokenizer, model, params = start_from(config, texts)
+    texts, eval_texts = read_data(config.data, parse_demonstrations, seed=config.seed)
+    policy = load_policy(config)
+    tokenizer, model = start_from(config, policy, texts)
     tokenize = functools.partial(
-        tokenize_demonstrations,
+        tokenize_imitation,
         tokenizer=tokenizer,
-        max_length=model.max_length,
+        max_length=min(config.max_length or model.max_length, model.max_length),
         too_long=config.data.too_long,
     )
-    (examples, num_cut), (eval_examples, _) = tokenize(texts), tokenize(eval_texts)
-    length = max(len(e.prompt + e.completion) for e in examples + eval_examples)
+    learned, held_out = tokenize(texts), tokenize(eval_texts)
+    length = max(learned.lengths + held_out.lengths)
     collate = functools.partial(
-        collate_demonstrations, length=length, pad_id=pad_id(tokenizer)
+        learned.collate, length=length, pad_id=pad_id(tokenizer)
     )
     loader = make_loader(
-        examples, batch_size=config.batch_size, seed=config.seed, collate=collate
+        learned.examples,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        collate=collate,
     )
-    total = config.epochs * (len(examples) // config.batch_size)
+    total = config.epochs * (len(learned.examples) // config.batch_size)
 
     # 2. What is going to run.
+    init = functools.partial(init_params, CausalLM(model), key=key)
+    whole = jax.eval_shape(init) if policy is None else policy.params
+    trained, frozen = split_params(whole, lora, key=key)
     show_plan(
-        f"Supervised fine-tuning on {len(examples):,} demonstrations ({num_cut} cut)",
+        f"Supervised fine-tuning on {len(texts):,} demonstrations "
+        f"({learned.num_cut} cut)",
         model,
-        trained=num_params(model),
-        frozen=0,
+        trained=count_params(trained),
+        frozen=count_params(frozen),
         steps=total,
         rows=config.batch_size,
         length=length,
@@ -143,21 +144,21 @@ def main(config: Config) -> dict[str, float]:
     )
 
     # 3. Training: maximum likelihood of the completions.
-    if params is None:
-        params = init_params(CausalLM(model), key=jax.random.key(config.seed))
     apply_fn = policy_apply(model)
+    params = init() if policy is None else trained
     state = create_state(apply_fn, params, make_optimizer(config.optim, total))
     state, restored = resume_state(run_dir, state, loader)
-    save_model_files(run_dir, model, tokenizer)
-    state = replicate(state, devices)
+    save_model_files(run_dir, model, tokenizer, began=policy, lora=lora)
+    state, frozen = replicate(state, devices), replicate(frozen, devices)
     train_step = data_parallel(sft_step, devices, donate_state=True)
     eval_step = data_parallel(functools.partial(sft_eval, apply_fn=apply_fn), devices)
 
     def evaluate() -> dict[str, float]:
         metrics = Metrics.of({})
-        for batch, valid in batches(eval_examples, config.batch_size, collate):
+        for batch, valid in batches(held_out.examples, config.batch_size, collate):
             batch = dataclasses.replace(batch, mask=batch.mask & valid[:, None])
-            metrics += unreplicate(eval_step(state.params, shard(batch, devices)))
+            batch = shard(batch, devices)
+            metrics += unreplicate(eval_step(state.params, batch, frozen))
         return {"sft/eval_loss": metrics.compute()["sft/loss"]}
 
     start = restored or 0
@@ -171,7 +172,7 @@ def main(config: Config) -> dict[str, float]:
         meter = TokenMeter()
         shown: dict[str, Any] = {}
         for step in range(start + 1, total + 1):
-            state, metrics = train_step(state, shard(next(loader), devices))
+            state, metrics = train_step(state, shard(next(loader), devices), frozen)
             meter.add(config.batch_size * length)
             if step % config.log_every == 0 or step == total:
                 shown = unreplicate(metrics).compute()
@@ -185,15 +186,28 @@ def main(config: Config) -> dict[str, float]:
     return evaluate()
 
 
-def start_from(config: Config, texts: list[Demonstration[str]]):
-    """(tokenizer, model, params) of an earlier run; or new ones, params still None."""
-    if config.policy is not None:
-        policy = load_stage(config.policy, "policy", option="--policy")
-        return policy.tokenizer, policy.model, policy.params
+def load_policy(config: Config) -> Stage | None:
+    """The policy to start from, its own adapters merged."""
+    if config.policy is None:
+        return None
+    return load_stage(
+        config.policy, "policy", option="--policy", pretrained=config.pretrained
+    ).merged()
+
+
+def start_from(config: Config, policy: Stage | None, texts: list[Any]):
+    """(tokenizer, model): the policy's, or new ones."""
+    if policy is not None:
+        return policy.tokenizer, policy.model
+    if isinstance(texts[0], Conversation):
+        raise UserError(
+            f"--data.path {config.data.path}: conversations need a tokenizer with a "
+            "chat template: give --policy, or columns of plain text"
+        )
     tokenizer = train_tokenizer(
         (e.prompt + e.completion for e in texts), config.model.vocab_size
     )
-    return tokenizer, dataclasses.replace(config.model, vocab_size=len(tokenizer)), None
+    return tokenizer, dataclasses.replace(config.model, vocab_size=len(tokenizer))
 
 
 if __name__ == "__main__":

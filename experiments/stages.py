@@ -1,93 +1,57 @@
-"""What the scripts share: their data, and what one stage leaves for the next.
+"""What one stage leaves for the next: a network, its tokenizer, its parameters.
 
 A stage's run directory holds ``model.json``, ``tokenizer/`` and ``checkpoints/``; the
-next stage starts from the directory.
+next stage starts from the directory, or from a checkpoint of transformers.
 """
 
 import dataclasses
-import time
-from collections.abc import Callable
+import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-import jax
-import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from experiments.runs import CHECKPOINTS, FLOAT32, PretrainedConfig
 from rlhf_jax import checkpoint
-from rlhf_jax.data import Row, load_tokenizer, read_rows, rename_columns, save_tokenizer
-from rlhf_jax.data.sources import TFDS_PREFIX
-from rlhf_jax.data.tokenizing import TooLong
+from rlhf_jax.data import load_tokenizer, save_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import TransformerConfig
-from rlhf_jax.parallel import Devices
+from rlhf_jax.models.hf import Kind, load_pretrained, resolve
+from rlhf_jax.models.lora import LoraConfig, apply, merge
 from rlhf_jax.rundir import load_json, save_json
-from rlhf_jax.terminal import memory_estimate, print_plan
 from rlhf_jax.types import Params
 
 MODEL_FILE = "model.json"
 TOKENIZER = "tokenizer"
-CHECKPOINTS = "checkpoints"
-
-Item = TypeVar("Item")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where examples come from."""
-
-    path: str
-    """A .jsonl, .csv or .parquet file, plain or .gz; or tfds:NAME/CONFIG:SPLIT, with a
-    split such as train or train[:10%]."""
-    eval_path: str | None = None
-    """Examples to evaluate on; none holds some of the training examples back."""
-    eval_fraction: float = 0.05
-    """Share of the examples held back where there is no eval_path."""
-    columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Columns to rename: the file's own name, then the one that the script expects."""
-    too_long: TooLong = "error"
-    """Rows that do not fit: stop there, or keep the end of their prompts."""
-    data_dir: Path | None = None
-    """Where TFDS data sets are built; none is TFDS's own default."""
-
-    def __post_init__(self):
-        if not 0 < self.eval_fraction < 1:
-            raise UserError(
-                f"data.eval_fraction = {self.eval_fraction}: expected a share between "
-                "0 and 1"
-            )
-
-
-def read_data(
-    config: DataConfig, parse: Callable[[list[Row]], list[Item]], *, seed: int
-) -> tuple[list[Item], list[Item]]:
-    """(training, held-out) examples; the same seed holds the same ones back."""
-    examples = parse(_read(config, config.path))
-    if config.eval_path is not None:
-        return examples, parse(_read(config, config.eval_path))
-    order = np.random.default_rng(seed).permutation(len(examples))
-    held_out = max(1, round(config.eval_fraction * len(examples)))
-    shuffled = [examples[i] for i in order]
-    return shuffled[held_out:], shuffled[:held_out]
-
-
-def _read(config: DataConfig, path: str) -> list[Row]:
-    split = None
-    if path.startswith(TFDS_PREFIX) and path.count(":") > 1:
-        name, split = path.removeprefix(TFDS_PREFIX).split(":", 1)
-        path = TFDS_PREFIX + name
-    rows = read_rows(path, split=split, data_dir=config.data_dir)
-    return rename_columns(rows, config.columns) if config.columns else rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a stage left: a network, its tokenizer, its parameters."""
+    """What a stage left, or what transformers saved."""
 
     model: TransformerConfig
     tokenizer: PreTrainedTokenizerFast
-    params: Params
+    params: Params  # of the network, without adapters
     num_outputs: int  # of a reward model's head; 0 for a policy
+    source: str  # this stage: a folder, or a hub id
+    base: str | None  # what it began with; None: from scratch
+    stop_ids: tuple[int, ...]  # end a response
+    hf_config: dict[str, Any] | None  # config.json, where it began as transformers'
+    adapters: Params | None = None  # with the head, where that was trained, too
+    lora: LoraConfig | None = None
+
+    def whole(self) -> Params:
+        """Parameters with their adapters; nothing is copied."""
+        if self.adapters is None or self.lora is None:
+            return self.params
+        return apply(self.params, self.adapters, self.lora)
+
+    def merged(self) -> "Stage":
+        """The same network without adapters."""
+        if self.adapters is None or self.lora is None:
+            return self
+        params = merge(self.params, self.adapters, self.lora)
+        return dataclasses.replace(self, params=params, adapters=None, lora=None)
 
 
 def save_model_files(
@@ -95,6 +59,8 @@ def save_model_files(
     model: TransformerConfig,
     tokenizer: PreTrainedTokenizerFast,
     *,
+    began: Stage | None,
+    lora: LoraConfig | None = None,
     num_outputs: int = 0,
     params_path: str = "params",
 ) -> None:
@@ -104,6 +70,8 @@ def save_model_files(
       run_dir: of the stage.
       model: the network.
       tokenizer: what its tokens mean.
+      began: the stage that this one started from; None for one from scratch.
+      lora: of the adapters, where the checkpoints have no more than those.
       num_outputs: of a reward model's head; 0 for a policy.
       params_path: where in the checkpoints the network's parameters are.
     """
@@ -112,100 +80,113 @@ def save_model_files(
         "num_outputs": num_outputs,
         "params_path": params_path,
         "model": dataclasses.asdict(model),
+        "base": None if began is None else _relative(began.source, run_dir),
+        "stop_ids": None if began is None else list(began.stop_ids),
+        "hf_config": None if began is None else began.hf_config,
+        "lora": None if lora is None else dataclasses.asdict(lora),
     }
     save_json(run_dir / MODEL_FILE, values)
     save_tokenizer(tokenizer, run_dir / TOKENIZER)
 
 
 def load_stage(
-    run_dir: Path, kind: Literal["policy", "reward"], *, option: str
+    path: Path,
+    kind: Kind,
+    *,
+    option: str,
+    pretrained: PretrainedConfig = FLOAT32,
+    base: Stage | None = None,
 ) -> Stage:
-    """Loads the latest checkpoint of an earlier stage.
+    """Loads the latest checkpoint of an earlier stage, or one of transformers.
+
+    Args:
+      path: a run directory; or a folder that transformers wrote, or a hub id.
+      kind: what it must be.
+      option: that asked for it, for messages.
+      pretrained: how a checkpoint of transformers is loaded.
+      base: a policy that is loaded already; adapters trained on it share its arrays.
 
     Raises:
-      UserError: the directory has no such stage, or of the other kind; names the
-        option that asked for it.
+      UserError: there is no such stage, or one of the other kind.
     """
-    if not (run_dir / MODEL_FILE).is_file():
-        raise UserError(
-            f"{option} {run_dir}: no {MODEL_FILE} there; give the run directory of a "
-            f"finished {kind} stage"
-        )
-    saved = load_json(run_dir / MODEL_FILE)
+    if not (path / MODEL_FILE).is_file():
+        return _load_hf(path, kind, option, pretrained)
+    saved = load_json(path / MODEL_FILE)
     if saved["kind"] != kind:
         raise UserError(
-            f"{option} {run_dir}: holds a {saved['kind']} model, expected a {kind} "
+            f"{option} {path}: holds a {saved['kind']} model, expected a {kind} "
             "model; give the run directory of that stage"
         )
-    params = checkpoint.restore_params(run_dir / CHECKPOINTS, saved["params_path"])
+    params = checkpoint.restore_params(path / CHECKPOINTS, saved["params_path"])
     params.pop("value_head", None)  # a critic on the policy's trunk is not the policy
-    return Stage(
-        model=TransformerConfig(**saved["model"]),
-        tokenizer=load_tokenizer(run_dir / TOKENIZER),
+    tokenizer = load_tokenizer(path / TOKENIZER)
+    stage = Stage(
+        model=TransformerConfig.from_json(saved["model"]),
+        tokenizer=tokenizer,
         params=params,
         num_outputs=saved["num_outputs"],
+        source=str(path.resolve()),
+        base=saved["base"] and _absolute(saved["base"], path),
+        stop_ids=tuple(saved["stop_ids"] or [eos_id(tokenizer)]),
+        hf_config=saved["hf_config"],
+    )
+    if saved["lora"] is None:
+        return stage
+    if base is None or base.source != stage.base:
+        below = Path(stage.base or "")
+        base = load_stage(
+            below, "policy", option=option, pretrained=pretrained
+        ).merged()
+    whole = dict(base.params)
+    if kind == "reward":
+        whole.pop("lm_head", None)
+    targets = saved["lora"]["targets"]
+    config = saved["lora"] | {"targets": targets and tuple(targets)}
+    return dataclasses.replace(
+        stage, params=whole, adapters=params, lora=LoraConfig(**config)
     )
 
 
-def resume_state(run_dir: Path, state: Any, loader: Any) -> tuple[Any, int | None]:
-    """(state, step) of the latest checkpoint, the loader moved to its place.
-
-    The state as it is and None where there is no checkpoint yet.
-    """
-    if checkpoint.latest_step(run_dir / CHECKPOINTS) is None:
-        return state, None
-    state, host_state, step = checkpoint.restore(run_dir / CHECKPOINTS, state)
-    loader.set_state(host_state["loader"])
-    return state, step
-
-
-def save_state(run_dir: Path, step: int, state: Any, loader: Any) -> None:
-    """Saves a checkpoint of the (unreplicated) state and the loader's place."""
-    checkpoint.save(
-        run_dir / CHECKPOINTS,
-        step,
-        state,
-        host_state={"loader": loader.get_state()},
-        keep=2,
+def _load_hf(path: Path, kind: Kind, option: str, config: PretrainedConfig) -> Stage:
+    try:
+        folder = resolve(str(path))
+        found = load_pretrained(folder, kind=kind, **dataclasses.asdict(config))
+    except UserError as error:
+        raise UserError(
+            f"{option} {path}: neither the run directory of a finished {kind} stage "
+            f"(no {MODEL_FILE}) nor a checkpoint of transformers: {error}"
+        ) from error
+    tokenizer = load_tokenizer(folder)
+    return Stage(
+        model=found.config,
+        tokenizer=tokenizer,
+        params=found.params,
+        num_outputs=0 if kind == "policy" else 1,
+        source=str(path.resolve()) if path.is_dir() else str(path),
+        base=None,
+        stop_ids=_stop_ids(folder, tokenizer),
+        hf_config=found.hf_config,
     )
 
 
-def count_params(tree: Any) -> int:
-    """Number of parameters of a tree of arrays."""
-    return sum(x.size for x in jax.tree.leaves(tree))
+def _stop_ids(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """The tokenizer's end token, and those of generation_config.json (chat models)."""
+    file = folder / "generation_config.json"
+    more: Any = load_json(file).get("eos_token_id") if file.is_file() else None
+    more = [more] if isinstance(more, int) else more or []
+    return tuple(dict.fromkeys([eos_id(tokenizer), *more]))
 
 
-def show_plan(
-    title: str,
-    model: TransformerConfig,
-    *,
-    trained: int,
-    frozen: int,
-    steps: int,
-    rows: int,
-    length: int,
-    devices: Devices,
-) -> None:
-    """Prints what is going to run, with an estimate of the memory a device needs."""
-    memory = memory_estimate(
-        trained=trained,
-        frozen=frozen,
-        tokens=rows * length // len(devices),
-        length=length,
-        d_model=model.d_model,
-        layers=model.n_layers,
-        heads=model.n_heads,
-        vocab_size=model.vocab_size,
-        itemsize=4 if model.dtype == "float32" else 2,
-    )
-    print_plan(
-        title,
-        parameters=trained,
-        steps=steps,
-        tokens_per_step=rows * length,
-        devices=devices,
-        memory=memory,
-    )
+def _relative(source: str, run_dir: Path) -> str:
+    """A folder as seen from the run directory, so that both can be moved together."""
+    if not Path(source).is_dir():
+        return source
+    return os.path.relpath(source, run_dir.resolve())
+
+
+def _absolute(source: str, run_dir: Path) -> str:
+    folder = run_dir.resolve() / source
+    return str(folder.resolve()) if folder.is_dir() else source
 
 
 def eos_id(tokenizer: Any) -> int:
@@ -217,21 +198,3 @@ def pad_id(tokenizer: Any) -> int:
     """What stands in padding: <pad>, or EOS where there is none (masks do not care)."""
     pad = tokenizer.pad_token_id
     return eos_id(tokenizer) if pad is None else pad
-
-
-class TokenMeter:
-    """Tokens a second between readings; the first one includes compilation."""
-
-    def __init__(self):
-        self._since, self._tokens = time.perf_counter(), 0
-        self.last = float("nan")
-
-    def add(self, tokens: int) -> None:
-        self._tokens += tokens
-
-    def rate(self) -> float:
-        """Tokens a second since the last reading."""
-        now = time.perf_counter()
-        self.last = self._tokens / (now - self._since)
-        self._since, self._tokens = now, 0
-        return self.last

@@ -43,13 +43,23 @@ def local_devices(count: int | None = None) -> Devices:
 def replicate(tree: Any, devices: Devices) -> Any:
     """A copy of every leaf on every device, behind a leading device axis.
 
+    A leaf that is in the tree twice, such as the base that policy, reference and reward
+    model share, is one copy, too.
+
     >>> import jax.numpy as jnp
     >>> replicate(jnp.ones(3), local_devices(1)).shape
     (1, 3)
     """
-    n = len(devices)
-    copies = jax.tree.map(lambda x: jax.numpy.broadcast_to(x, (n, *np.shape(x))), tree)
-    return jax.device_put(copies, _leading_axis(devices))
+    n, axis = len(devices), _leading_axis(devices)
+    copies: dict[int, Any] = {}
+
+    def copy(x):
+        if id(x) not in copies:
+            wide = jax.numpy.broadcast_to(x, (n, *np.shape(x)))
+            copies[id(x)] = jax.device_put(wide, axis)
+        return copies[id(x)]
+
+    return jax.tree.map(copy, tree)
 
 
 def unreplicate(tree: Any) -> Any:

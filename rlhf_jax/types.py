@@ -31,6 +31,37 @@ Array = jax.Array
 Params = Any  # a pytree of arrays: what a linen module calls its variables' "params"
 
 
+def join_params(frozen: Params | None, params: Params) -> Params:
+    """All parameters of a network of which only some are trained: the union of trees.
+
+    No reference. Steps differentiate ``params`` and take ``frozen`` as it is.
+
+    Args:
+      frozen: nested dicts of arrays that stay; None: all are trained.
+      params: nested dicts of the others.
+
+    Returns:
+      One tree; no array is copied.
+
+    Raises:
+      ValueError: both have the same leaf.
+
+    >>> join_params({"trunk": {"w": 1}}, {"trunk": {"lora": 2}, "head": 3})
+    {'trunk': {'w': 1, 'lora': 2}, 'head': 3}
+    """
+    if frozen is None:
+        return params
+    both = dict(frozen)
+    for name, child in params.items():
+        if name not in both:
+            both[name] = child
+        elif isinstance(child, dict) and isinstance(both[name], dict):
+            both[name] = join_params(both[name], child)
+        else:
+            raise ValueError(f"{name} is both frozen and trained")
+    return both
+
+
 @struct.dataclass
 class TokenBatch:
     """Rows of tokens, padded on either side or packed."""

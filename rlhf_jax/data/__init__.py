@@ -13,6 +13,19 @@ from rlhf_jax.data.batching import (
     left_padded,
     right_padded,
 )
+from rlhf_jax.data.chat import (
+    ChatTokens,
+    collate_chat,
+    tokenize_chat,
+    tokenize_chat_prompt,
+    tokenize_conversation_prompts,
+    tokenize_conversations,
+)
+from rlhf_jax.data.conversations import (
+    Conversation,
+    conversation_prompts,
+    conversations,
+)
 from rlhf_jax.data.grammar import gold_sentiment
 from rlhf_jax.data.loader import batches, make_loader
 from rlhf_jax.data.records import (
@@ -44,6 +57,8 @@ from rlhf_jax.data.tokenizing import (
 )
 
 __all__ = [
+    "ChatTokens",
+    "Conversation",
     "DataError",
     "Demonstration",
     "Labeled",
@@ -53,11 +68,14 @@ __all__ = [
     "Row",
     "TinyReviews",
     "batches",
+    "collate_chat",
     "collate_demonstrations",
     "collate_labels",
     "collate_preferences",
     "collate_prompts",
     "collate_rankings",
+    "conversation_prompts",
+    "conversations",
     "demonstrations",
     "encode_texts",
     "gold_sentiment",
@@ -74,6 +92,10 @@ __all__ = [
     "rename_columns",
     "right_padded",
     "save_tokenizer",
+    "tokenize_chat",
+    "tokenize_chat_prompt",
+    "tokenize_conversation_prompts",
+    "tokenize_conversations",
     "tokenize_demonstrations",
     "tokenize_labels",
     "tokenize_preferences",

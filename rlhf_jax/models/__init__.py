@@ -1,6 +1,6 @@
 """Flax modules: the only code that owns parameters."""
 
-from rlhf_jax.models.config import TransformerConfig, num_params
+from rlhf_jax.models.config import DType, RopeConfig, TransformerConfig
 from rlhf_jax.models.heads import (
     ActorCritic,
     CausalLM,
@@ -8,7 +8,9 @@ from rlhf_jax.models.heads import (
     ScoreModel,
     ValueHead,
     actor_critic_apply,
+    init_head,
     init_params,
+    num_params,
     policy_apply,
     score_apply,
     score_params_from_policy,
@@ -19,13 +21,16 @@ from rlhf_jax.models.transformer import KVCache, Transformer
 __all__ = [
     "ActorCritic",
     "CausalLM",
+    "DType",
     "KVCache",
+    "RopeConfig",
     "ScoreHead",
     "ScoreModel",
     "Transformer",
     "TransformerConfig",
     "ValueHead",
     "actor_critic_apply",
+    "init_head",
     "init_params",
     "num_params",
     "policy_apply",

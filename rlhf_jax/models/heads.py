@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.config import TransformerConfig
+from rlhf_jax.models.layers import low_rank, soft_cap
 from rlhf_jax.models.transformer import EMBEDDING_STD, KVCache, Transformer
 from rlhf_jax.types import (
     ApplyFn,
@@ -62,6 +63,24 @@ class ValueHead(nn.Module):
         return values_BT1[:, :, 0]
 
 
+class OutputProjection(nn.Module):
+    """h·W in float32 whatever the dtype, with a low-rank term (`models.lora`)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, hidden_ND: Array) -> Array:
+        c = self.config
+        normal = nn.initializers.normal(EMBEDDING_STD)
+        kernel_DV = self.param(
+            "kernel", normal, (c.d_model, c.vocab_size), c.param_dtype
+        )
+        logits_NV = _dot_to_float32(
+            hidden_ND, kernel_DV.astype(c.dtype), (((1,), (0,)), ((), ()))
+        )
+        return logits_NV + low_rank(self, hidden_ND)
+
+
 class CausalLM(nn.Module):
     """A policy: trunk and output projection, which may be the embedding transposed."""
 
@@ -71,14 +90,7 @@ class CausalLM(nn.Module):
         c = self.config
         self.trunk = Transformer(c)
         if not c.tie_embeddings:
-            self.lm_head = nn.Dense(
-                c.vocab_size,
-                use_bias=False,
-                dtype=c.dtype,
-                param_dtype=c.param_dtype,
-                kernel_init=nn.initializers.normal(EMBEDDING_STD),
-                dot_general=_dot_to_float32,
-            )
+            self.lm_head = OutputProjection(c)
 
     def logits(self, hidden_BTD: Array) -> Array:
         """float32 [B, T, V], for the token after each."""
@@ -90,6 +102,7 @@ class CausalLM(nn.Module):
             )
         else:
             logits_NV = self.lm_head(hidden_ND)
+        logits_NV = soft_cap(logits_NV, self.config.logit_softcap)
         return logits_NV.reshape(*hidden_BTD.shape[:2], self.config.vocab_size)
 
     def __call__(
@@ -155,6 +168,35 @@ def init_params(module: nn.Module, *, key: Array) -> Params:
     token = jnp.ones((1, 1), jnp.int32)
     batch = TokenBatch(token, segment_ids=token, positions=token * 0, mask=token > 0)
     return jax.jit(module.init)(key, batch)["params"]
+
+
+def init_head(module: nn.Module, name: str, *, key: Array) -> Params:
+    """`init_params`, but only of one head: no trunk is made for it. No reference.
+
+    Args:
+      module: a network above.
+      name: of its head: "lm_head", "value_head" or "score_head".
+      key: PRNG key; the same one gives the same head as in ``init_params``.
+
+    >>> config = TransformerConfig(
+    ...     vocab_size=8, d_model=4, n_layers=1, n_heads=1, n_kv_heads=1, d_head=4,
+    ...     d_ff=8, max_length=8)
+    >>> init_head(ActorCritic(config), "value_head", key=jax.random.key(0))["bias"]
+    Array([0.], dtype=float32)
+    """
+    return jax.jit(lambda key: init_params(module, key=key)[name])(key)
+
+
+def num_params(config: TransformerConfig) -> int:
+    """Parameters of a ``CausalLM``, counted without making them. No reference.
+
+    >>> num_params(TransformerConfig(
+    ...     vocab_size=5, d_model=2, n_layers=1, n_heads=1, n_kv_heads=1, d_head=2,
+    ...     d_ff=3, max_length=8, tie_embeddings=True))
+    50
+    """
+    shapes = jax.eval_shape(partial(init_params, CausalLM(config), key=_NO_KEY))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def policy_apply(config: TransformerConfig) -> ApplyFn:
@@ -236,6 +278,7 @@ def score_params_from_policy(policy_params: Params, score_params: Params) -> Par
     return {**score_params, "trunk": policy_params["trunk"]}
 
 
+_NO_KEY = jax.eval_shape(lambda: jax.random.key(0))
 _dot_to_float32 = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 

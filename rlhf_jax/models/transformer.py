@@ -1,4 +1,4 @@
-"""The decoder: RMSNorm, rotary positions, grouped-query attention, gated MLP.
+"""The decoder: layers stacked and scanned over, with an explicit cache.
 
 Axes in names: B rows, T tokens of a row, N = B·T tokens of the batch, S slots of the
 cache, L layers, D model width, H query heads, K key-value heads, d head width.
@@ -12,7 +12,6 @@ Weights are [in, out], stacked over the layers, and start as
   distribution over tokens is nearly uniform.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +20,16 @@ from flax import linen as nn
 from flax import struct
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.config import TransformerConfig
+from rlhf_jax.models.config import RopeConfig, TransformerConfig
+from rlhf_jax.models.layers import (
+    MLP,
+    Attention,
+    MixtureOfExperts,
+    Stored,
+    View,
+    make_norm,
+)
+from rlhf_jax.models.rope import rotary
 from rlhf_jax.types import Array, TokenBatch
 
 EMBEDDING_STD = 0.02
@@ -51,80 +59,28 @@ class KVCache:
 
 @struct.dataclass
 class _Shared:
-    """What is the same for every layer."""
+    """What is the same for every layer, or for every layer of a kind."""
 
-    cos_BTd: Array  # float32; d / 2 wide
-    sin_BTd: Array
-    mask_BTS: Array  # bool: which slots a token attends to
     index: Array  # [] int32: slot of the batch's first token
+    views: tuple[View, ...]  # one for all layers; or the global and the local ones'
 
 
-_Stored = tuple[Array, Array] | None  # keys and values of all layers; None: no cache
-
-
-def _write(
-    stored_LBSKd: Array, new_BTKd: Array, *, layer: Array, index: Array
+def attention_mask(
+    query_segments: Array,
+    key_segments: Array,
+    index: Array,
+    window: int | None = None,
 ) -> Array:
-    """Puts new keys or values of one layer into the slots from ``index`` on."""
-    at = (layer, 0, index, 0, 0)
-    return jax.lax.dynamic_update_slice(stored_LBSKd, new_BTKd[None], at)
-
-
-def rotary(positions: Array, d_head: int, theta: float) -> tuple[Array, Array]:
-    """Angles of rotary positions: cos and sin of t·θ^(−2i/d).
-
-    Su et al. 2021, arXiv:2104.09864.
-
-    Args:
-      positions: [B, T] int32.
-      d_head: width d of a head.
-      theta: the base θ.
-
-    Returns:
-      cos and sin, both [B, T, d/2] float32.
-
-    >>> cos, sin = rotary(jnp.array([[0, 1]]), 2, 10_000.0)
-    >>> [round(v, 3) for v in (*cos.ravel().tolist(), *sin.ravel().tolist())]
-    [1.0, 0.54, 0.0, 0.841]
-    """
-    frequencies = theta ** (-jnp.arange(0, d_head, 2, dtype=jnp.float32) / d_head)
-    angles = positions[:, :, None].astype(jnp.float32) * frequencies[None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x_BTHd: Array, cos_BTd: Array, sin_BTd: Array) -> Array:
-    """Turns the pairs (xᵢ, xᵢ₊d/2) by their angles: the half-split order of Llama.
-
-    Su et al. 2021, arXiv:2104.09864, eq. 34, with the pairs d/2 apart instead of
-    adjacent.
-
-    Args:
-      x_BTHd: [B, T, H, d] queries or keys.
-      cos_BTd: [B, T, d/2] float32; as sin_BTd.
-      sin_BTd: [B, T, d/2] float32.
-
-    Returns:
-      [B, T, H, d] of x's dtype.
-
-    >>> quarter = jnp.ones((1, 1, 1))  # sin of a right angle
-    >>> rotate(jnp.array([[[[3.0, 4.0]]]]), 0 * quarter, quarter).ravel().tolist()
-    [-4.0, 3.0]
-    """
-    first, second = jnp.split(x_BTHd.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos_BTd[:, :, None, :], sin_BTd[:, :, None, :]
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x_BTHd.dtype)
-
-
-def attention_mask(query_segments: Array, key_segments: Array, index: Array) -> Array:
     """Which slots a token attends to: its own segment, itself and before, no padding.
 
-    No reference. The order is that of the slots, not of the positions.
+    No reference; windows are section 3.1 of Beltagy et al. 2020, arXiv:2004.05150. The
+    order is that of the slots, not of the positions.
 
     Args:
       query_segments: [B, T] int32 segments of the batch's tokens.
       key_segments: [B, S] int32 segments of the slots, those tokens among them.
       index: [] int32, slot of the first token.
+      window: how many slots a token sees, its own included; None for all.
 
     Returns:
       [B, T, S] bool.
@@ -137,107 +93,69 @@ def attention_mask(query_segments: Array, key_segments: Array, index: Array) -> 
     key_slots = jnp.arange(key_segments.shape[1])
     causal_TS = key_slots[None, :] <= query_slots[:, None]
     same_BTS = query_segments[:, :, None] == key_segments[:, None, :]
+    if window is not None:
+        causal_TS &= key_slots[None, :] > query_slots[:, None] - window
     return same_BTS & (query_segments > 0)[:, :, None] & causal_TS[None]
 
 
-def _dense(features: int, config: TransformerConfig, scale: float = 1.0) -> nn.Dense:
-    """A projection without bias; ``scale`` multiplies the initial variance 1/in."""
-    return nn.Dense(
-        features,
-        use_bias=False,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        kernel_init=nn.initializers.variance_scaling(scale, "fan_in", "normal"),
-    )
+def sequence_lengths(segment_ids: Array, positions: Array) -> Array:
+    """How many tokens the sequence of each token has in the batch. No reference.
 
-
-def _norm(config: TransformerConfig) -> nn.RMSNorm:
-    """RMSNorm, its statistics in float32 whatever the dtype."""
-    c = config
-    return nn.RMSNorm(epsilon=c.norm_eps, dtype=c.dtype, param_dtype=c.param_dtype)
-
-
-class Attention(nn.Module):
-    """Causal attention whose key and value heads serve groups of query heads.
-
-    Ainslie et al. 2023, arXiv:2305.13245.
+    >>> segments = jnp.array([[1, 1, 2, 0]])
+    >>> sequence_lengths(segments, jnp.array([[0, 1, 0, 0]])).tolist()
+    [[2, 2, 1, 1]]
     """
-
-    config: TransformerConfig
-
-    def setup(self):
-        c = self.config
-        self.q_proj = _dense(c.n_heads * c.d_head, c)
-        self.k_proj = _dense(c.n_kv_heads * c.d_head, c)
-        self.v_proj = _dense(c.n_kv_heads * c.d_head, c)
-        self.o_proj = _dense(c.d_model, c, scale=1 / (2 * c.n_layers))
-
-    def __call__(
-        self, x_ND: Array, stored: _Stored, layer: Array, shared: _Shared
-    ) -> tuple[Array, _Stored]:
-        c = self.config
-        rows = shared.cos_BTd.shape[:2]
-        q_BTHd = self.q_proj(x_ND).reshape(*rows, c.n_heads, c.d_head)
-        k_BTKd = self.k_proj(x_ND).reshape(*rows, c.n_kv_heads, c.d_head)
-        v_BTKd = self.v_proj(x_ND).reshape(*rows, c.n_kv_heads, c.d_head)
-        q_BTHd = rotate(q_BTHd, shared.cos_BTd, shared.sin_BTd)
-        k_BTKd = rotate(k_BTKd, shared.cos_BTd, shared.sin_BTd)
-        k_BSKd, v_BSKd = k_BTKd, v_BTKd
-        if stored is not None:
-            # Reading what was just written orders the layers' reads and writes, so that
-            # a decode loop updates the cache in place, unrolled layers included.
-            write = partial(_write, layer=layer, index=shared.index)
-            stored = (write(stored[0], k_BTKd), write(stored[1], v_BTKd))
-            k_BSKd, v_BSKd = stored[0][layer], stored[1][layer]
-        # The softmax is float32 and the mask a large finite number: a padding token,
-        # which attends to nothing, gets an average instead of NaN.
-        mixed_BTHd = jax.nn.dot_product_attention(
-            q_BTHd, k_BSKd, v_BSKd, mask=shared.mask_BTS[:, None]
-        )
-        return self.o_proj(mixed_BTHd.reshape(-1, c.n_heads * c.d_head)), stored
-
-
-class MLP(nn.Module):
-    """down(silu(gate(x)) ⊙ up(x)). Shazeer 2020, arXiv:2002.05202."""
-
-    config: TransformerConfig
-
-    def setup(self):
-        c = self.config
-        self.gate_proj = _dense(c.d_ff, c)
-        self.up_proj = _dense(c.d_ff, c)
-        self.down_proj = _dense(c.d_model, c, scale=1 / (2 * c.n_layers))
-
-    def __call__(self, x_ND: Array) -> Array:
-        return self.down_proj(nn.silu(self.gate_proj(x_ND)) * self.up_proj(x_ND))
+    same_BTT = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return 1 + jnp.max(jnp.where(same_BTT, positions[:, None, :], 0), axis=-1)
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP, each normalised before and added after."""
+    """One layer: attention and MLP, normalised before, after, or both; then added."""
 
     config: TransformerConfig
 
     def setup(self):
-        self.attn_norm = _norm(self.config)
-        self.attn = Attention(self.config)
-        self.mlp_norm = _norm(self.config)
-        self.mlp = MLP(self.config)
+        c = self.config
+        self.attn = Attention(c)
+        self.mlp = MixtureOfExperts(c) if c.n_experts else MLP(c)
+        if c.pre_norm:
+            self.attn_norm, self.mlp_norm = make_norm(c), make_norm(c)
+        if c.post_norm:
+            self.attn_post_norm, self.mlp_post_norm = make_norm(c), make_norm(c)
 
     def __call__(
-        self, carry: tuple[Array, _Stored], layer: Array, shared: _Shared
-    ) -> tuple[tuple[Array, _Stored], None]:
+        self, carry: tuple[Array, Stored], layer: Array, shared: _Shared
+    ) -> tuple[tuple[Array, Stored], None]:
+        c = self.config
         x_ND, stored = carry
-        mixed_ND, stored = self.attn(self.attn_norm(x_ND), stored, layer, shared)
-        x_ND = x_ND + mixed_ND
-        return (x_ND + self.mlp(self.mlp_norm(x_ND)), stored), None
+        read_ND = self.attn_norm(x_ND) if c.pre_norm else x_ND
+        view = self._view(shared, layer)
+        added_ND, stored = self.attn(read_ND, stored, layer, shared.index, view)
+        if c.post_norm:
+            added_ND = self.attn_post_norm(added_ND)
+        sum_ND = x_ND + added_ND
+        read_ND = x_ND if c.parallel_residual else sum_ND
+        added_ND = self.mlp(self.mlp_norm(read_ND) if c.pre_norm else read_ND)
+        if c.post_norm:
+            added_ND = self.mlp_post_norm(added_ND)
+        return (sum_ND + added_ND, stored), None
+
+    def _view(self, shared: _Shared, layer: Array) -> View:
+        """What this layer sees: layers of both kinds are one compiled loop."""
+        if len(shared.views) == 1:
+            return shared.views[0]
+        local = jnp.isin(layer, jnp.array(self.config.local_layers))
+        return jax.tree.map(
+            lambda far, near: jnp.where(local, near, far), *shared.views
+        )
 
 
 class Transformer(nn.Module):
     """The trunk: tokens -> hidden states, without a head.
 
-    Touvron et al. 2023, arXiv:2302.13971. What stands under padding, ids outside the
-    vocabulary included, changes nothing at real tokens; at padding the hidden states
-    are finite and mean nothing.
+    Touvron et al. 2023, arXiv:2302.13971, and the families of `models.hf`. What stands
+    under padding, ids outside the vocabulary included, changes nothing at real tokens;
+    at padding the hidden states are finite and mean nothing.
     """
 
     config: TransformerConfig
@@ -251,6 +169,14 @@ class Transformer(nn.Module):
             param_dtype=c.param_dtype,
             embedding_init=nn.initializers.normal(EMBEDDING_STD),
         )
+        if c.positions == "learned":
+            self.pos_embed = nn.Embed(
+                c.max_length,
+                c.d_model,
+                dtype=c.dtype,
+                param_dtype=c.param_dtype,
+                embedding_init=nn.initializers.normal(EMBEDDING_STD),
+            )
         # Inside a scan XLA cannot merge the recomputation with the first pass anyway.
         block = nn.remat(Block, prevent_cse=False) if c.remat else Block
         axes: Any = (0, nn.broadcast)
@@ -262,7 +188,7 @@ class Transformer(nn.Module):
             length=c.n_layers,
             unroll=c.scan_unroll,
         )(c)
-        self.final_norm = _norm(c)
+        self.final_norm = make_norm(c)
 
     def __call__(
         self,
@@ -284,26 +210,58 @@ class Transformer(nn.Module):
         cache = self._open_cache(batch.tokens.shape, cache, cache_size)
         real = batch.segment_ids > 0
         positions = jnp.where(real, batch.positions, 0)
-        cos, sin = rotary(positions, self.config.d_head, self.config.rope_theta)
         index, segments_BS = jnp.zeros((), jnp.int32), batch.segment_ids
         if cache is not None:
             index = cache.index
             segments_BS = jax.lax.dynamic_update_slice_in_dim(
                 cache.segment_ids, batch.segment_ids, index, axis=1
             )
-        mask_BTS = attention_mask(batch.segment_ids, segments_BS, index)
-        shared = _Shared(cos, sin, mask_BTS, index)
+        views = self._views(batch.segment_ids, positions, segments_BS, index)
         stored = None if cache is None else (cache.keys, cache.values)
         # Tokens in one row from here on: XLA's CPU backward pass of a matrix product is
         # up to three times slower with two leading axes, and no faster anywhere.
-        x_ND = self.embed(jnp.where(real, batch.tokens, 0).reshape(-1))
-        layers = jnp.arange(self.config.n_layers)
+        tokens_N = jnp.where(real, batch.tokens, 0).reshape(-1)
+        x_ND = self._embed(tokens_N, positions.reshape(-1))
+        layers, shared = jnp.arange(self.config.n_layers), _Shared(index, views)
         (x_ND, stored), _ = self.blocks((x_ND, stored), layers, shared)
         if stored is not None:
             index = index + batch.tokens.shape[1]
             cache = KVCache(*stored, segment_ids=segments_BS, index=index)
         hidden_ND = self.final_norm(x_ND)
         return hidden_ND.reshape(*batch.tokens.shape, self.config.d_model), cache
+
+    def _embed(self, tokens_N: Array, positions_N: Array) -> Array:
+        c = self.config
+        x_ND = self.embed(tokens_N)
+        if c.scale_embeddings:
+            x_ND = x_ND * jnp.asarray(c.d_model**0.5, c.dtype)
+        return x_ND if c.positions == "rope" else x_ND + self.pos_embed(positions_N)
+
+    def _views(
+        self, segment_ids: Array, positions: Array, segments_BS: Array, index: Array
+    ) -> tuple[View, ...]:
+        """One view where all layers are of a kind, else (global, local)."""
+        c = self.config
+        lengths = None
+        if c.rope.kind == "dynamic":
+            lengths = sequence_lengths(segment_ids, positions)
+
+        def view(rope: RopeConfig, window: int | None) -> View:
+            cos, sin = None, None
+            if c.positions == "rope":
+                cos, sin = rotary(positions, c.d_head, rope, lengths)
+            mask_BTS = attention_mask(segment_ids, segments_BS, index, window)
+            return View(cos, sin, mask_BTS)
+
+        near = c.rope
+        if c.rope.local_theta is not None:
+            near = RopeConfig(theta=c.rope.local_theta, dims=c.rope.dims)
+        views = []
+        if len(c.local_layers) < c.n_layers:
+            views.append(view(c.rope, None))
+        if c.local_layers:
+            views.append(view(near, c.window))
+        return tuple(views)
 
     def _open_cache(
         self, shape: tuple[int, ...], cache: KVCache | None, cache_size: int | None

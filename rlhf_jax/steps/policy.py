@@ -10,12 +10,13 @@ from rlhf_jax.steps.config import PPOConfig
 from rlhf_jax.steps.forward import policy_forward
 from rlhf_jax.steps.rollout import episode_kl
 from rlhf_jax.steps.state import PolicyState, apply_loss
-from rlhf_jax.types import Array, Experience, Metrics
+from rlhf_jax.types import Array, Experience, Metrics, Params, join_params
 
 
 def policy_step(
     state: PolicyState,
     experience: Experience,
+    frozen: Params | None = None,
     *,
     key: Array,
     config: PPOConfig,
@@ -30,6 +31,7 @@ def policy_step(
     Args:
       state: policy and critic.
       experience: [B, T] a device.
+      frozen: parameters of policy and critic that are not trained; None where all are.
       key: PRNG key of the permutations, the same on every device.
       config: epochs, minibatches, clip ranges, value coefficient, KL target.
       axis_name: the mapped axis over whose devices the batch is spread, or None.
@@ -48,7 +50,7 @@ def policy_step(
 
     def update(state, rows):
         minibatch = jax.tree.map(lambda x: x[rows], whole)
-        return ppo_update(state, minibatch, config=config, axis_name=axis_name)
+        return ppo_update(state, minibatch, frozen, config=config, axis_name=axis_name)
 
     state, stacked = jax.lax.scan(update, state, index)
     explained = explained_variance(
@@ -62,6 +64,7 @@ def policy_step(
 def ppo_update(
     state: PolicyState,
     minibatch: Experience,
+    frozen: Params | None = None,
     *,
     config: PPOConfig,
     axis_name: str | None,
@@ -75,7 +78,7 @@ def ppo_update(
     def loss_fn(params):
         policy = policy_forward(
             state.apply_fn,
-            params,
+            join_params(frozen, params),
             rollout.batch,
             temperature=config.sampling.temperature,
         )

@@ -27,6 +27,7 @@ from rlhf_jax.types import (
     PreferenceBatch,
     ScoreFn,
     TokenBatch,
+    join_params,
 )
 
 RewardTerms = Callable[[ScoreFn, Params, Any], tuple[Array, Array, Metrics]]
@@ -100,6 +101,7 @@ def binary_terms(
 def reward_step(
     state: TrainState,
     judged: Any,
+    frozen: Params | None = None,
     *,
     terms_fn: RewardTerms,
     axis_name: str | None = None,
@@ -110,6 +112,7 @@ def reward_step(
       state: reward model with ``apply_fn`` a `ScoreFn`.
       judged: what ``terms_fn`` takes: a PreferenceBatch, (tokens, ranks) or
         (tokens, labels).
+      frozen: parameters of the network that are not trained; None where all are.
       terms_fn: the kind of judgement.
       axis_name: the mapped axis over whose devices the batch is spread, or None.
 
@@ -119,7 +122,9 @@ def reward_step(
     """
 
     def loss_fn(params):
-        terms, weight, metrics = terms_fn(state.apply_fn, params, judged)
+        terms, weight, metrics = terms_fn(
+            state.apply_fn, join_params(frozen, params), judged
+        )
         weighted = masked_mean(terms * weight, weight > 0, axis_name=axis_name)
         mean_weight = masked_mean(weight, weight > 0, axis_name=axis_name)
         return weighted / jnp.where(mean_weight > 0, mean_weight, 1.0), metrics
@@ -130,13 +135,14 @@ def reward_step(
 def reward_eval(
     params: Params,
     judged: Any,
+    frozen: Params | None = None,
     *,
     score_fn: ScoreFn,
     terms_fn: RewardTerms,
     axis_name: str | None = None,
 ) -> Metrics:
     """``reward/loss`` and ``reward/accuracy`` of the global batch; no update."""
-    _, _, metrics = terms_fn(score_fn, params, judged)
+    _, _, metrics = terms_fn(score_fn, join_params(frozen, params), judged)
     return metrics.reduce(axis_name)
 
 

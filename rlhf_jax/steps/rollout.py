@@ -18,6 +18,7 @@ from rlhf_jax.types import (
     Params,
     Rollout,
     TokenBatch,
+    join_params,
 )
 
 
@@ -25,6 +26,7 @@ def sample_step(
     params: Params,
     prompts: TokenBatch,
     row: Array,
+    frozen: Params | None = None,
     *,
     key: Array,
     apply_fn: ApplyFn,
@@ -37,6 +39,7 @@ def sample_step(
       params: of the policy.
       prompts: [B, P] tokens, left-padded.
       row: [B] int32 global rows; with ``key`` they decide what is sampled.
+      frozen: parameters of the policy that are not trained; None where all are.
       key: PRNG key, the same on every device.
       apply_fn: the policy.
       config: sampling settings.
@@ -46,9 +49,8 @@ def sample_step(
       Rollout of [B, P + R].
     """
     del axis_name
-    return generate(
-        apply_fn, params, prompts, key=key, config=config.sampling, rows=row
-    )
+    whole = join_params(frozen, params)
+    return generate(apply_fn, whole, prompts, key=key, config=config.sampling, rows=row)
 
 
 def shape_scores(scores: Array, truncated: Array, config: PPOConfig) -> Array:
@@ -83,6 +85,7 @@ def experience_step(
     ref_params: Params,
     rollout: Rollout,
     scores: Array,
+    frozen: Params | None = None,
     *,
     ref_apply_fn: ApplyFn,
     config: PPOConfig,
@@ -98,6 +101,7 @@ def experience_step(
       ref_params: of the reference policy.
       rollout: [B, T].
       scores: [B] float32, one number a sequence.
+      frozen: parameters of policy and critic that are not trained; None where all are.
       ref_apply_fn: the reference policy.
       config: KL estimator, score and reward treatment, γ, λ.
       axis_name: the mapped axis over whose devices the batch is spread, or None.
@@ -110,7 +114,10 @@ def experience_step(
     temperature = config.sampling.temperature
     reference = policy_forward(ref_apply_fn, ref_params, batch, temperature=temperature)
     values = policy_forward(
-        state.apply_fn, state.params, batch, temperature=temperature
+        state.apply_fn,
+        join_params(frozen, state.params),
+        batch,
+        temperature=temperature,
     ).values
     if values is None:
         raise ValueError("the policy has no critic: PPO needs an apply_fn with values")

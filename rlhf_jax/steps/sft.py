@@ -4,11 +4,15 @@ from rlhf_jax.masking import masked_mean
 from rlhf_jax.ops.supervised_loss import supervised_loss
 from rlhf_jax.steps.forward import policy_forward
 from rlhf_jax.steps.state import TrainState, apply_loss
-from rlhf_jax.types import ApplyFn, Metrics, Params, TokenBatch
+from rlhf_jax.types import ApplyFn, Metrics, Params, TokenBatch, join_params
 
 
 def sft_step(
-    state: TrainState, batch: TokenBatch, *, axis_name: str | None = None
+    state: TrainState,
+    batch: TokenBatch,
+    frozen: Params | None = None,
+    *,
+    axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update of L = −Σ mₜ log π(aₜ | sₜ) / Σ mₜ over the global batch.
 
@@ -17,6 +21,8 @@ def sft_step(
     Args:
       state: policy with ``apply_fn`` an `ApplyFn`.
       batch: [B, T] tokens; the mask says which are learned.
+      frozen: parameters of the network that are not trained, such as those under
+        adapters; None where all are.
       axis_name: the mapped axis over whose devices the batch is spread, or None.
 
     Returns:
@@ -25,7 +31,8 @@ def sft_step(
     """
 
     def loss_fn(params):
-        policy = policy_forward(state.apply_fn, params, batch, temperature=1.0)
+        whole = join_params(frozen, params)
+        policy = policy_forward(state.apply_fn, whole, batch, temperature=1.0)
         terms, metrics = supervised_loss(policy.logprobs, batch.mask)
         return masked_mean(terms, batch.mask, axis_name=axis_name), metrics
 
@@ -35,11 +42,13 @@ def sft_step(
 def sft_eval(
     params: Params,
     batch: TokenBatch,
+    frozen: Params | None = None,
     *,
     apply_fn: ApplyFn,
     axis_name: str | None = None,
 ) -> Metrics:
     """``sft/loss`` (nats a token) of the global batch, without an update."""
-    policy = policy_forward(apply_fn, params, batch, temperature=1.0)
+    whole = join_params(frozen, params)
+    policy = policy_forward(apply_fn, whole, batch, temperature=1.0)
     _, metrics = supervised_loss(policy.logprobs, batch.mask)
     return metrics.reduce(axis_name)

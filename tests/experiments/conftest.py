@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments import ppo, reward_model, sft
-from experiments.stages import DataConfig
+from experiments.inputs import DataConfig
 from rlhf_jax.data import load_tiny_reviews
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.sampling import SamplingConfig

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from experiments import cli, ppo, reward_model, sft
-from experiments.stages import DataConfig
+from experiments.inputs import DataConfig
 
 ROOT = Path(__file__).parents[2]
 

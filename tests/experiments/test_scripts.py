@@ -6,8 +6,9 @@ import json
 import pytest
 
 from experiments import ppo, quickstart, reward_model, sft
+from experiments.inputs import DataConfig, read_data
 from experiments.judgements import JUDGEMENTS
-from experiments.stages import DataConfig, load_stage, read_data
+from experiments.stages import load_stage
 from rlhf_jax import checkpoint
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import score_apply

@@ -19,7 +19,7 @@ from rlhf_jax.types import TokenBatch
         ({"scan_unroll": 0}, "scan_unroll=0: set it above 0"),
         ({"norm_eps": 0.0}, "norm_eps=0.0: set it above 0"),
         ({"n_kv_heads": 3}, "n_kv_heads=3 does not divide n_heads=4"),
-        ({"d_head": 5}, "d_head=5 is odd"),
+        ({"d_head": 5}, "5 rotary entries in heads of d_head=5"),
         ({"dtype": "float16"}, "dtype='float16': set it to 'float32' or 'bfloat16'"),
         ({"param_dtype": "f32"}, "param_dtype='f32': set it to"),
     ],
@@ -32,7 +32,7 @@ def test_refuses_what_no_decoder_can_have(config, change, message):
 
 def test_survives_json(config):
     text = json.dumps(dataclasses.asdict(config))
-    assert TransformerConfig(**json.loads(text)) == config
+    assert TransformerConfig.from_json(json.loads(text)) == config
 
 
 @pytest.mark.parametrize("tie", [False, True])

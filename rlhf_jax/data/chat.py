@@ -1,0 +1,332 @@
+"""Conversations to token ids through the tokenizer's chat template, each in one call.
+
+One call, because text tokenized in pieces has other tokens than the whole has. A row
+begins with at most one <bos>: the template's, else the one that the tokenizer would add
+by itself. The mask owns what the policy must emit, on the turns of the assistant only:
+all that follows the header which begins an answer, with the token that ends the turn.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from rlhf_jax.data.batching import right_padded
+from rlhf_jax.data.conversations import Conversation, Message, check_messages
+from rlhf_jax.data.records import Prompt, TokenIds
+from rlhf_jax.data.sources import DataError
+from rlhf_jax.types import TokenBatch
+
+Span = tuple[int, int]  # first character and the one after the last
+
+
+@dataclass(frozen=True)
+class ChatTokens:
+    """A tokenized conversation, and which of its tokens the assistant's turns own."""
+
+    ids: TokenIds
+    mask: tuple[bool, ...]  # of each id
+
+
+def tokenize_chat(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast, *, name: str = ""
+) -> ChatTokens:
+    """A conversation as token ids, with a mask that owns the assistant's turns.
+
+    No reference. A turn is what the template marks (``{% generation %}``), or without
+    marks what follows the header that prompts for it. White space after the special
+    token that ends a turn is left out: a sampler stops before it. A turn that no
+    special token ends keeps it. A token that holds text of a turn and of what is before
+    or after it is owned if it begins in the turn.
+
+    Args:
+      messages: a conversation that ends with the assistant's answer.
+      tokenizer: any fast tokenizer of transformers that has a chat template.
+      name: what errors call the conversation, such as ``file:line``.
+
+    Returns:
+      The tokens, and whether the assistant owns each of them.
+
+    Raises:
+      DataError: ``check_messages`` finds fault, a text spells a special token, or the
+        template is missing, raises, begins with two <bos> or rewrites earlier turns.
+
+    >>> from rlhf_jax.data.tokenizer import train_tokenizer
+    >>> tokenizer = train_tokenizer([], vocab_size=259)  # bytes
+    >>> tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    >>> turns = [{"role": "user", "content": "2+2="},
+    ...          {"role": "assistant", "content": "4"}]
+    >>> chat = tokenize_chat(turns, tokenizer)
+    >>> tokenizer.decode(chat.ids), [int(owned) for owned in chat.mask]
+    ('2+2=4', [0, 0, 0, 0, 1])
+    """
+    return _tokenize(messages, _chat(tokenizer), name or "the conversation")
+
+
+def tokenize_chat_prompt(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast, *, name: str = ""
+) -> TokenIds:
+    """A conversation up to and with the header of its next answer. No reference.
+
+    Args:
+      messages: a conversation that ends with a user's or a tool's turn.
+      tokenizer: any fast tokenizer of transformers that has a chat template.
+      name: what errors call the conversation, such as ``file:line``.
+
+    Returns:
+      Its tokens.
+
+    Raises:
+      DataError: as ``tokenize_chat``.
+
+    >>> from rlhf_jax.data.tokenizer import train_tokenizer
+    >>> tokenizer = train_tokenizer([], vocab_size=259)  # bytes
+    >>> tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    >>> ids = tokenize_chat_prompt([{"role": "user", "content": "2 + 2?"}], tokenizer)
+    >>> tokenizer.decode(ids)
+    '2 + 2?'
+    """
+    chat, name = _chat(tokenizer), name or "the conversation"
+    check_messages(messages, name, last=("user", "tool"))
+    _check_control(messages, chat, name)
+    text, _ = _render(messages, chat, name, prompt=True)
+    return _encode(text, chat, name)[0]
+
+
+def tokenize_conversations(
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    max_length: int,
+) -> list[ChatTokens]:
+    """Conversations as token ids with masks, none of them cut. No reference.
+
+    Args:
+      conversations: conversations that end with the assistant's answers.
+      tokenizer: any fast tokenizer of transformers that has a chat template.
+      max_length: most tokens of a conversation.
+
+    Returns:
+      Their tokens, in order.
+
+    Raises:
+      DataError: as ``tokenize_chat``, or a conversation is too long.
+
+    >>> from rlhf_jax.data.tokenizer import train_tokenizer
+    >>> tokenizer = train_tokenizer([], vocab_size=259)  # bytes
+    >>> tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    >>> turns = tuple({"role": r, "content": "?"} for r in ("user", "assistant"))
+    >>> [row] = tokenize_conversations([Conversation(turns)], tokenizer, max_length=2)
+    >>> [int(owned) for owned in row.mask]
+    [0, 1]
+    """
+    chat, tokenized = _chat(tokenizer), []
+    for index, conversation in enumerate(conversations):
+        name = conversation.origin or f"conversation {index}"
+        tokens = _tokenize(conversation.messages, chat, name)
+        if len(tokens.ids) > max_length:
+            raise DataError(
+                f"{name}: {len(tokens.ids)} tokens are more than "
+                f"max_length={max_length}; raise it, or shorten or remove the row"
+            )
+        tokenized.append(tokens)
+    return tokenized
+
+
+def tokenize_conversation_prompts(
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    max_prompt_length: int,
+) -> list[Prompt[TokenIds]]:
+    """Conversations to be answered as prompts of token ids, none cut. No reference.
+
+    Args:
+      conversations: conversations that end with a user's or a tool's turn.
+      tokenizer: any fast tokenizer of transformers that has a chat template.
+      max_prompt_length: most tokens of a prompt, the header of the answer included.
+
+    Returns:
+      Their tokens, in order.
+
+    Raises:
+      DataError: as ``tokenize_chat_prompt``, or a conversation is too long.
+
+    >>> from rlhf_jax.data.tokenizer import train_tokenizer
+    >>> tokenizer = train_tokenizer([], vocab_size=259)  # bytes
+    >>> tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    >>> asked = Conversation(({"role": "user", "content": "2 + 2?"},))
+    >>> [row] = tokenize_conversation_prompts([asked], tokenizer, max_prompt_length=8)
+    >>> tokenizer.decode(row.prompt)
+    '2 + 2?'
+    """
+    tokenized = []
+    for index, conversation in enumerate(conversations):
+        name = conversation.origin or f"conversation {index}"
+        ids = tokenize_chat_prompt(conversation.messages, tokenizer, name=name)
+        if len(ids) > max_prompt_length:
+            raise DataError(
+                f"{name}: {len(ids)} tokens are more than "
+                f"max_prompt_length={max_prompt_length}; raise it, or shorten or "
+                f"remove the row"
+            )
+        tokenized.append(Prompt(ids, conversation.origin))
+    return tokenized
+
+
+def collate_chat(
+    examples: Sequence[ChatTokens], *, length: int, pad_id: int
+) -> TokenBatch:
+    """Conversations, right-padded; the mask owns the assistant's turns. No reference.
+
+    Args:
+      examples: B tokenized conversations.
+      length: columns T, at least ``max_length`` of their tokenizing.
+      pad_id: any id.
+
+    Returns:
+      TokenBatch [B, T]; column 0, which is not a prediction, is never in the mask.
+
+    Raises:
+      DataError: a conversation is longer than ``length``.
+
+    >>> row = ChatTokens((1, 7, 8, 2), (False, False, True, True))
+    >>> collate_chat([row], length=5, pad_id=2).mask.astype(int).tolist()
+    [[0, 0, 1, 1, 0]]
+    """
+    rows = [e.ids for e in examples]
+    batch = right_padded(rows, [()] * len(rows), length=length, pad_id=pad_id)
+    mask: Any = np.zeros((len(examples), length), np.bool_)
+    for row, example in zip(mask, examples, strict=True):
+        row[1 : len(example.mask)] = example.mask[1:]
+    return replace(batch, mask=mask)
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """A tokenizer, and what is asked of it once for all conversations."""
+
+    tokenizer: PreTrainedTokenizerFast
+    template: str
+    marked: bool  # it says itself which text is the assistant's
+    control: tuple[str, ...]  # texts that become special tokens
+    adds_bos: bool  # by itself, before any text
+
+
+def _chat(tokenizer: PreTrainedTokenizerFast) -> _Chat:
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise DataError(
+            "the tokenizer has no chat template, or several and none called "
+            "'default'; set its chat_template, or give columns of plain text"
+        ) from error
+    added = tokenizer.added_tokens_decoder.values()
+    special = {token.content for token in added if token.special}
+    special |= set(tokenizer.all_special_tokens)
+    control = tuple(sorted(text for text in special if text.strip()))
+    adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    marked = re.search(r"{%-?\s*generation\s*-?%}", template) is not None
+    return _Chat(tokenizer, template, marked, control, adds_bos)
+
+
+def _tokenize(messages: Sequence[Message], chat: _Chat, name: str) -> ChatTokens:
+    check_messages(messages, name, last=("assistant",))
+    _check_control(messages, chat, name)
+    text, spans = _render(messages, chat, name, prompt=False)
+    if spans is None:
+        spans = _turns(messages, text, chat, name)
+    owned = bytearray(len(text) + 1)  # of each character
+    for start, end in spans:
+        turn = text[start:end].rstrip()
+        if not turn.endswith(chat.control):
+            turn = text[start:end]
+        owned[start : start + len(turn)] = b"\1" * len(turn)
+    ids, offsets = _encode(text, chat, name)
+    # Some tokenizers trim white space from offsets: of a token that is nothing else
+    # only its end is left, so the character before that says whose it is.
+    mask = tuple(bool(owned[s if s < e else max(s - 1, 0)]) for s, e in offsets)
+    if not any(mask):
+        raise DataError(
+            f"{name}: the chat template gives the assistant's turns no token; correct "
+            f"its {{% generation %}} marks, or what it does with role 'assistant'"
+        )
+    return ChatTokens(ids, mask)
+
+
+def _render(
+    messages: Sequence[Message], chat: _Chat, name: str, *, prompt: bool
+) -> tuple[str, list[Span] | None]:
+    """The template's text, and the spans that its marks own; None without marks."""
+    marked = not prompt and chat.marked
+    given = [{k: v for k, v in m.items() if v is not None} for m in messages]
+    render: Any = render_jinja_template  # annotated as less than it returns
+    try:
+        [text], spans = render(
+            conversations=[given],
+            chat_template=chat.template,
+            return_assistant_tokens_mask=marked,
+            add_generation_prompt=prompt,
+            **chat.tokenizer.special_tokens_map,
+        )
+    except Exception as error:  # a template is a program: it raises what it likes
+        raise DataError(
+            f"{name}: the chat template refuses the conversation "
+            f"({' '.join(str(error).split())}); correct the row or the template"
+        ) from error
+    return text, spans[0] if marked else None
+
+
+def _turns(
+    messages: Sequence[Message], text: str, chat: _Chat, name: str
+) -> list[Span]:
+    """Where the assistant's turns stand in the text, found by rendering prefixes."""
+    spans = []
+    for index in (i for i, m in enumerate(messages) if m["role"] == "assistant"):
+        before, _ = _render(messages[:index], chat, name, prompt=True)
+        after, _ = _render(messages[: index + 1], chat, name, prompt=False)
+        if not (text.startswith(after) and after.startswith(before)):
+            raise DataError(
+                f"{name}: message {index + 1}: the chat template rewrites earlier "
+                f"text as turns follow, so that its tokens cannot be told apart; mark "
+                f"the turns in it ({{% generation %}}), or keep one answer a row"
+            )
+        spans.append((len(before), len(after)))
+    return spans
+
+
+def _encode(text: str, chat: _Chat, name: str) -> tuple[TokenIds, list[Span]]:
+    """The ids of a template's text, after <bos> if it is missing, and their spans."""
+    encoded = chat.tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=False,
+        return_offsets_mapping=True,
+    )
+    ids, spans = tuple(encoded["input_ids"]), encoded["offset_mapping"]
+    bos: Any = chat.tokenizer.bos_token_id  # annotated as more than the int that it is
+    if ids[:2] == (bos, bos):
+        raise DataError(
+            f"{name}: the chat template begins with {chat.tokenizer.bos_token!r} "
+            f"twice; remove one from the template"
+        )
+    if chat.adds_bos and ids[:1] != (bos,):
+        return (bos, *ids), [(0, 0), *spans]
+    return ids, spans
+
+
+def _check_control(messages: Sequence[Message], chat: _Chat, name: str) -> None:
+    # The template's text and the data's are parsed as one, so a text that spells a
+    # special token would become it: refused, that data cannot end a response.
+    for number, message in enumerate(messages, 1):
+        text = "\n".join(filter(None, message.values()))
+        for token in chat.control:
+            if token in text:
+                raise DataError(
+                    f"{name}: message {number} spells {token!r}, a special token of "
+                    f"the tokenizer; write it otherwise or remove the row"
+                )

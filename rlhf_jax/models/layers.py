@@ -1,0 +1,276 @@
+"""What a layer is made of: projections, norms, attention, MLPs.
+
+Axes in names: B rows, T tokens of a row, N = B·T tokens of the batch, S slots of the
+cache, D model width, H query heads, K key-value heads, d head width, E experts,
+F width of the MLP.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from rlhf_jax.models.config import TransformerConfig
+from rlhf_jax.models.rope import rotate
+from rlhf_jax.types import Array
+
+Stored = tuple[Array, Array] | None  # keys and values of all layers; None: no cache
+
+
+@struct.dataclass
+class View:
+    """What a kind of layer sees: everything before a token, or a window of it."""
+
+    cos_BTF: Array | None  # float32; None: positions are not rotary
+    sin_BTF: Array | None
+    mask_BTS: Array  # bool: which slots a token attends to
+
+
+class Projection(nn.Module):
+    """x·W + b, and a low-rank term where the parameters have one (`models.lora`).
+
+    W ~ N(0, init_scale/in), b = 0.
+    """
+
+    features: int
+    config: TransformerConfig
+    use_bias: bool = False
+    init_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x_NI: Array) -> Array:
+        c = self.config
+        normal = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
+        shape = (x_NI.shape[-1], self.features)
+        kernel_IO = self.param("kernel", normal, shape, c.param_dtype)
+        y_NO = x_NI @ kernel_IO.astype(c.dtype)
+        if self.use_bias:
+            zeros = nn.initializers.zeros
+            bias_O = self.param("bias", zeros, (self.features,), c.param_dtype)
+            y_NO = y_NO + bias_O.astype(c.dtype)[None]
+        return y_NO + low_rank(self, x_NI)
+
+
+def low_rank(projection: nn.Module, x_NI: Array) -> Array | float:
+    """s·(x·A)·B where the parameters of a projection have adapters; else 0."""
+    if not projection.has_variable("params", "lora_a"):
+        return 0.0
+    a_IR, b_RO, scale = (
+        projection.get_variable("params", name).astype(x_NI.dtype)
+        for name in ("lora_a", "lora_b", "lora_scale")
+    )
+    return scale * ((x_NI @ a_IR) @ b_RO)
+
+
+class CenteredRMSNorm(nn.Module):
+    """RMSNorm times 1 + scale, all of it in float32: Gemma's."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.config
+        zeros = nn.initializers.zeros
+        scale = self.param("scale", zeros, (x.shape[-1],), c.param_dtype)
+        plain = nn.RMSNorm(epsilon=c.norm_eps, dtype="float32", use_scale=False)
+        factor = 1.0 + scale.astype(jnp.float32)
+        return (plain(x) * jnp.expand_dims(factor, range(x.ndim - 1))).astype(c.dtype)
+
+
+def make_norm(config: TransformerConfig) -> nn.Module:
+    """The norm of the config, its statistics in float32 whatever the dtype."""
+    c = config
+    if c.norm == "centered_rms":
+        return CenteredRMSNorm(c)
+    if c.norm == "layer":
+        # The fast variance E[x²] − E[x]² cancels where a mean is large (GPT-2's are).
+        return nn.LayerNorm(
+            epsilon=c.norm_eps,
+            dtype=c.dtype,
+            param_dtype=c.param_dtype,
+            use_fast_variance=False,
+        )
+    return nn.RMSNorm(epsilon=c.norm_eps, dtype=c.dtype, param_dtype=c.param_dtype)
+
+
+def soft_cap(x: Array, cap: float | None) -> Array:
+    """c·tanh(x/c), which is within ±c and nearly x where x is small; None: x itself.
+
+    Gemma 2, arXiv:2408.00118.
+    """
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def attend(
+    q_BTHd: Array, k_BSKd: Array, v_BSKd: Array, mask_BTS: Array, c: TransformerConfig
+) -> Array:
+    """softmax(cap(s·q·k))·v over the slots that the mask leaves: [B, T, H, d].
+
+    The softmax is float32 and the mask a large finite number: a padding token, which
+    attends to nothing, gets an average instead of NaN.
+    """
+    if c.attn_softcap is None:
+        return jax.nn.dot_product_attention(
+            q_BTHd, k_BSKd, v_BSKd, mask=mask_BTS[:, None], scale=c.attn_scale
+        )
+    scale = c.d_head**-0.5 if c.attn_scale is None else c.attn_scale
+    grouped = (*q_BTHd.shape[:2], c.n_kv_heads, c.n_heads // c.n_kv_heads, c.d_head)
+    scores_BKGTS = scale * jnp.einsum(
+        "BTKGd,BSKd->BKGTS",
+        q_BTHd.reshape(grouped),
+        k_BSKd,
+        preferred_element_type=jnp.float32,
+    )
+    capped = soft_cap(scores_BKGTS, c.attn_softcap)
+    allowed = mask_BTS[:, None, None]
+    weights = jax.nn.softmax(
+        jnp.where(allowed, capped, jnp.finfo(jnp.float32).min), axis=-1
+    )
+    mixed = jnp.einsum("BKGTS,BSKd->BTKGd", weights.astype(v_BSKd.dtype), v_BSKd)
+    return mixed.reshape(q_BTHd.shape)
+
+
+class Attention(nn.Module):
+    """Causal attention whose key and value heads serve groups of query heads.
+
+    Ainslie et al. 2023, arXiv:2305.13245.
+    """
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        project = partial(Projection, config=c)
+        self.q_proj = project(c.n_heads * c.d_head, use_bias=c.qkv_bias)
+        self.k_proj = project(c.n_kv_heads * c.d_head, use_bias=c.qkv_bias)
+        self.v_proj = project(c.n_kv_heads * c.d_head, use_bias=c.qkv_bias)
+        self.o_proj = project(
+            c.d_model, use_bias=c.o_bias, init_scale=1 / (2 * c.n_layers)
+        )
+        if c.qk_norm != "none":
+            self.q_norm, self.k_norm = make_norm(c), make_norm(c)
+
+    def __call__(
+        self, x_ND: Array, stored: Stored, layer: Array, index: Array, view: View
+    ) -> tuple[Array, Stored]:
+        c = self.config
+        q_BTHd, k_BTKd, v_BTKd = self._heads(x_ND, view)
+        k_BSKd, v_BSKd = k_BTKd, v_BTKd
+        if stored is not None:
+            # Reading what was just written orders the layers' reads and writes, so that
+            # a decode loop updates the cache in place, unrolled layers included.
+            write = partial(_write, layer=layer, index=index)
+            stored = (write(stored[0], k_BTKd), write(stored[1], v_BTKd))
+            k_BSKd, v_BSKd = stored[0][layer], stored[1][layer]
+        mixed_BTHd = attend(q_BTHd, k_BSKd, v_BSKd, view.mask_BTS, c)
+        return self.o_proj(mixed_BTHd.reshape(-1, c.n_heads * c.d_head)), stored
+
+    def _heads(self, x_ND: Array, view: View) -> tuple[Array, Array, Array]:
+        """Queries, keys and values of the tokens, normalised and turned."""
+        c = self.config
+        rows = view.mask_BTS.shape[:2]
+        q_NO, k_NO = self.q_proj(x_ND), self.k_proj(x_ND)
+        if c.qk_norm == "all":
+            q_NO, k_NO = self.q_norm(q_NO), self.k_norm(k_NO)
+        q_BTHd = q_NO.reshape(*rows, c.n_heads, c.d_head)
+        k_BTKd = k_NO.reshape(*rows, c.n_kv_heads, c.d_head)
+        if c.qk_norm == "head":
+            q_BTHd, k_BTKd = self.q_norm(q_BTHd), self.k_norm(k_BTKd)
+        if view.cos_BTF is not None and view.sin_BTF is not None:
+            q_BTHd = rotate(q_BTHd, view.cos_BTF, view.sin_BTF)
+            k_BTKd = rotate(k_BTKd, view.cos_BTF, view.sin_BTF)
+        return q_BTHd, k_BTKd, self.v_proj(x_ND).reshape(k_BTKd.shape)
+
+
+def _write(
+    stored_LBSKd: Array, new_BTKd: Array, *, layer: Array, index: Array
+) -> Array:
+    """Puts new keys or values of one layer into the slots from ``index`` on."""
+    at = (layer, 0, index, 0, 0)
+    return jax.lax.dynamic_update_slice(stored_LBSKd, new_BTKd[None], at)
+
+
+ACTIVATIONS = {
+    "silu": nn.silu,
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_tanh": partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+}
+
+
+class MLP(nn.Module):
+    """down(act(gate(x)) ⊙ up(x)), or down(act(up(x))) where it is not gated.
+
+    Shazeer 2020, arXiv:2002.05202.
+    """
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        project = partial(Projection, config=c, use_bias=c.mlp_bias)
+        if c.gated_mlp:
+            self.gate_proj = project(c.d_ff)
+        self.up_proj = project(c.d_ff)
+        self.down_proj = project(c.d_model, init_scale=1 / (2 * c.n_layers))
+
+    def __call__(self, x_ND: Array) -> Array:
+        act = ACTIVATIONS[self.config.activation]
+        if self.config.gated_mlp:
+            return self.down_proj(act(self.gate_proj(x_ND)) * self.up_proj(x_ND))
+        return self.down_proj(act(self.up_proj(x_ND)))
+
+
+class MixtureOfExperts(nn.Module):
+    """Σᵢ wᵢ·MLPᵢ(x) over the k experts that a router finds most probable.
+
+    Jiang et al. 2024 (Mixtral), arXiv:2401.04088. No token is dropped and no expert has
+    a capacity: a row does not depend on the rows beside it.
+    """
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        self.router = Projection(c.n_experts, c)
+        self.gate_proj = ExpertProjection(c.d_ff, c)
+        self.up_proj = ExpertProjection(c.d_ff, c)
+        self.down_proj = ExpertProjection(c.d_model, c, 1 / (2 * c.n_layers))
+
+    def __call__(self, x_ND: Array) -> Array:
+        c = self.config
+        probs_NE = jax.nn.softmax(self.router(x_ND).astype(jnp.float32), axis=-1)
+        weights_Nk, chosen_Nk = jax.lax.top_k(probs_NE, c.experts_per_token)
+        if c.normalize_experts:
+            weights_Nk = weights_Nk / jnp.sum(weights_Nk, axis=-1, keepdims=True)
+        # Tokens in the order of their experts, so that each expert's are one block.
+        order_M = jnp.argsort(chosen_Nk.ravel(), stable=True)
+        token_M = order_M // c.experts_per_token
+        sizes_E = jnp.bincount(chosen_Nk.ravel(), length=c.n_experts)
+        x_MD = x_ND[token_M]
+        gate_MF = ACTIVATIONS[c.activation](self.gate_proj(x_MD, sizes_E))
+        y_MD = self.down_proj(gate_MF * self.up_proj(x_MD, sizes_E), sizes_E)
+        y_MD = y_MD * weights_Nk.ravel()[order_M].astype(y_MD.dtype)[:, None]
+        return jnp.zeros_like(x_ND).at[token_M].add(y_MD)
+
+
+class ExpertProjection(nn.Module):
+    """x·W of each token's own expert; tokens come sorted by expert."""
+
+    features: int
+    config: TransformerConfig
+    init_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x_MI: Array, sizes_E: Array) -> Array:
+        c = self.config
+        normal = nn.initializers.variance_scaling(
+            self.init_scale, "fan_in", "normal", batch_axis=0
+        )
+        shape = (c.n_experts, x_MI.shape[-1], self.features)
+        kernel_EIO = self.param("kernel", normal, shape, c.param_dtype)
+        dot: Any = jax.lax.ragged_dot
+        return dot(x_MI, kernel_EIO.astype(c.dtype), sizes_E)
