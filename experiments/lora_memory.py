@@ -11,7 +11,6 @@ with and without adapters; recomputing them (remat) shows the rest.
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -87,12 +86,17 @@ def peak_of(function: str, folder: Path, rank: int | None, remat: bool) -> int:
     """Peak resident memory, in bytes, of one function below in its own process."""
     arguments = f"{str(folder)!r}, {rank}, {remat}"
     program = f"import experiments.lora_memory as m; m.{function}({arguments})"
-    child = subprocess.Popen([sys.executable, "-c", program])
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(f"{function} ended with {child.returncode}")
-    return usage.ru_maxrss * 1024  # Linux counts in KiB
+    # Not the ru_maxrss of the child, which begins with that of its parent (Linux).
+    program += f"; m.write_peak({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    return int((folder / "peak").read_text())
+
+
+def write_peak(root: str) -> None:
+    """Leaves what the kernel has counted for this process (VmHWM, in KiB)."""
+    status = Path("/proc/self/status").read_text()
+    [peak] = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    Path(root, "peak").write_text(str(1024 * int(peak.split()[1])))
 
 
 def start(root: str, rank: int | None, remat: bool) -> None:
