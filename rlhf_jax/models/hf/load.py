@@ -219,15 +219,17 @@ def _read_leaves(
         parts = weight.split(files.read(names[name]), widths)
         for leaf, part in zip(weight.leaves, parts, strict=True):
             target = shapes[leaf]
-            value = np.ascontiguousarray(part).astype(target.dtype, copy=False)
+            value = part.astype(target.dtype, order="C", copy=False)
             if not weight.layer:
                 leaves[leaf] = jax.device_put(value, shardings.get(leaf))
-                continue
-            if leaf not in leaves:
-                leaves[leaf] = jnp.zeros(
-                    target.shape, target.dtype, device=shardings.get(leaf)
-                )
-            leaves[leaf] = _put(leaves[leaf], value, weight.layer)
+            else:
+                if leaf not in leaves:
+                    leaves[leaf] = jnp.zeros(
+                        target.shape, target.dtype, device=shardings.get(leaf)
+                    )
+                leaves[leaf] = _put(leaves[leaf], value, weight.layer)
+            # Else the host would read on, and hold what is still on its way.
+            leaves[leaf].block_until_ready()
     return leaves
 
 

@@ -94,8 +94,11 @@ def _write_shard(
     path: Path, tensors: Mapping[str, Spec], read: Callable[[str], np.ndarray]
 ) -> None:
     arrays = {name: _read(name, spec, read) for name, spec in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode  # as everybody's files: save_file leaves the owner's
     # transformers refuses a file that does not say "pt".
     save_file(arrays, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def _sync(path: Path) -> None:
