@@ -40,4 +40,8 @@ def _parse(presets: Mapping[str, Config], description: str, args: list[str]) -> 
         names = ", ".join(presets)
         description += f"\n\n--preset NAME starts from other values: {names}."
     default = presets[chosen.preset]
-    return tyro.cli(type(default), default=default, args=rest, description=description)
+    spec = sys.modules["__main__"].__spec__  # of python -m; else there is none
+    prog = None if spec is None else f"python -m {spec.name}"
+    return tyro.cli(
+        type(default), prog=prog, default=default, args=rest, description=description
+    )

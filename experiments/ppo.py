@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from experiments import cli
 from experiments.inputs import DataConfig, parse_prompts, read_data, tokenize_asked
@@ -26,7 +25,9 @@ from experiments.rollouts import (
     LABELS,
     Evaluation,
     decode,
+    evaluate_policy,
     load_reward,
+    make_experience,
     make_networks,
     make_scorer,
     stop_ids,
@@ -47,7 +48,6 @@ from rlhf_jax.parallel import (
     data_parallel,
     local_devices,
     replicate,
-    shard,
     unreplicate,
     unshard,
 )
@@ -60,13 +60,10 @@ from rlhf_jax.steps import (
     KLConfig,
     PPOConfig,
     create_policy_state,
-    experience_step,
     policy_step,
-    sample_step,
 )
 from rlhf_jax.terminal import print_table, progress, samples_table
 from rlhf_jax.tracking import MetricsLogger
-from rlhf_jax.types import TokenBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,41 +151,24 @@ def main(config: Config) -> dict[str, float]:
         devices=devices,
     )
 
-    # 2. The four parts of an iteration.
-    bind = lambda step, **static: functools.partial(step, config=ppo, **static)
-    sample = data_parallel(bind(sample_step, apply_fn=nets.apply_fn), devices)
-    prepare = data_parallel(
-        bind(experience_step, ref_apply_fn=nets.ref_apply_fn), devices
-    )
-    update = data_parallel(bind(policy_step), devices, donate_state=True)
+    # 2. The parts of an iteration: sample, score, compare and look ahead; then update.
     # One tree, so that what policy, reference and reward model share is there once.
     ref_params, judge, frozen = replicate((policy.params, judge, nets.frozen), devices)
     score = make_scorer(reward, judge, config.reward_kind, tokenizer, devices)
-
+    experience_of = make_experience(nets, ppo, score, ref_params, frozen, devices)
+    update = functools.partial(policy_step, config=ppo)
+    update = data_parallel(update, devices, donate_state=True)
     tx = make_optimizer(config.optim, total * ppo.epochs * ppo.minibatches)
     state = create_policy_state(nets.apply_fn, nets.params, tx, kl_coef=ppo.kl.coef)
-
-    def experience_of(state, prompts: TokenBatch, key: jax.Array):
-        """(rollout, scores, experience, metrics) of one batch of prompts."""
-        rows = np.arange(prompts.tokens.shape[0], dtype=np.int32)
-        asked = shard((prompts, rows), devices)
-        rollout = sample(state.params, *asked, frozen, key=key)
-        scores = score(rollout)
-        return rollout, scores, *prepare(state, ref_params, rollout, scores, frozen)
-
-    def evaluate(state) -> Evaluation:
-        count = config.eval_samples
-        asked = [eval_examples[i % len(eval_examples)] for i in range(count)]
-        rollout, scores, _, metrics = experience_of(
-            state, collate(asked), jax.random.fold_in(run_key, 0)
-        )
-        texts = decode(tokenizer, unshard(rollout))
-        return Evaluation(
-            *texts,
-            scores=np.asarray(unshard(scores)),
-            gold=None if gold is None else call_reward_function(gold, *texts),
-            metrics=unreplicate(metrics).compute(),
-        )
+    asked = [eval_examples[i % len(eval_examples)] for i in range(config.eval_samples)]
+    evaluate = functools.partial(
+        evaluate_policy,
+        experience_of,
+        prompts=collate(asked),
+        key=jax.random.fold_in(run_key, 0),
+        tokenizer=tokenizer,
+        gold=gold,
+    )
 
     held = replicate(state, devices)
     before = evaluate(held)

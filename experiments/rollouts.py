@@ -22,7 +22,7 @@ from rlhf_jax.models import (
     score_apply,
     separate_critic_apply,
 )
-from rlhf_jax.parallel import Devices, data_parallel, shard, unshard
+from rlhf_jax.parallel import Devices, data_parallel, shard, unreplicate, unshard
 from rlhf_jax.rewards import (
     RewardFunction,
     ScoreKind,
@@ -30,7 +30,17 @@ from rlhf_jax.rewards import (
     learned_reward,
     load_reward_function,
 )
-from rlhf_jax.types import ApplyFn, Array, Params, Rollout, ScoreFn
+from rlhf_jax.steps import PolicyState, PPOConfig, experience_step, sample_step
+from rlhf_jax.types import (
+    ApplyFn,
+    Array,
+    Experience,
+    Metrics,
+    Params,
+    Rollout,
+    ScoreFn,
+    TokenBatch,
+)
 
 
 class Networks(NamedTuple):
@@ -181,6 +191,44 @@ def score_step(params, batch, *, score_fn: ScoreFn, kind: ScoreKind, axis_name=N
     return learned_reward(score_fn, params, batch, kind=kind)
 
 
+class Sampled(NamedTuple):
+    """What an iteration has before its update, on every device."""
+
+    rollout: Rollout
+    scores: Array  # [N, B/N]
+    experience: Experience
+    metrics: Metrics
+
+
+def make_experience(
+    nets: Networks,
+    ppo: PPOConfig,
+    score: Callable[[Rollout], Array],
+    ref_params: Params,
+    frozen: Params | None,
+    devices: Devices,
+) -> Callable[[PolicyState, TokenBatch, Array], Sampled]:
+    """A function ``(state, prompts, key)``: samples, scores, compares, looks ahead.
+
+    The parameters are those on every device.
+    """
+    sample = functools.partial(sample_step, apply_fn=nets.apply_fn, config=ppo)
+    prepare = functools.partial(
+        experience_step, ref_apply_fn=nets.ref_apply_fn, config=ppo
+    )
+    sample, prepare = (data_parallel(step, devices) for step in (sample, prepare))
+
+    def experience_of(state: PolicyState, prompts: TokenBatch, key: Array) -> Sampled:
+        rows = np.arange(prompts.tokens.shape[0], dtype=np.int32)
+        asked = shard((prompts, rows), devices)
+        rollout = sample(state.params, *asked, frozen, key=key)
+        scores = score(rollout)
+        found = prepare(state, ref_params, rollout, scores, frozen)
+        return Sampled(rollout, scores, *found)
+
+    return experience_of
+
+
 class Evaluation(NamedTuple):
     """Samples of a policy on held-out prompts."""
 
@@ -208,6 +256,26 @@ class Evaluation(NamedTuple):
             "completion": self.completions[i],
             "score": float(self.scores[i]),
         } | gold
+
+
+def evaluate_policy(
+    experience_of: Callable[[PolicyState, TokenBatch, Array], Sampled],
+    state: PolicyState,
+    *,
+    prompts: TokenBatch,
+    key: Array,
+    tokenizer: Any,
+    gold: RewardFunction | None,
+) -> Evaluation:
+    """Samples of the policy, the same randomness each time."""
+    sampled = experience_of(state, prompts, key)
+    texts = decode(tokenizer, unshard(sampled.rollout))
+    return Evaluation(
+        *texts,
+        scores=np.asarray(unshard(sampled.scores)),
+        gold=None if gold is None else call_reward_function(gold, *texts),
+        metrics=unreplicate(sampled.metrics).compute(),
+    )
 
 
 LABELS = {
