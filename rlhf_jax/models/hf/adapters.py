@@ -1,14 +1,11 @@
 """LoRA adapters in PEFT's format, read and written.
 
-Theirs is one A [R, in] and one B [out, R] a module. Where a module is several of our
-projections fused (GPT-2, GPT-NeoX, Phi-3), each of ours has an A of its own: they are
-written as one of n·R ranks whose B is zero outside each part's own block.
+Theirs is one A [R, in] and one B [out, R] a module; see `adapter_layout`.
 """
 
-import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +15,22 @@ import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.config import TransformerConfig
+from rlhf_jax.models.hf.adapter_layout import (
+    AB,
+    Module,
+    adapted_projections,
+    find_modules,
+    join,
+    module_suffix,
+    split,
+    stack,
+)
 from rlhf_jax.models.hf.card import ModelCard
 from rlhf_jax.models.hf.families import FAMILIES
 from rlhf_jax.models.hf.files import TensorFiles, open_tensors, read_object, resolve
 from rlhf_jax.models.hf.load import abstract_params
 from rlhf_jax.models.hf.weights import (
     OFFSET,
-    Weight,
-    checkpoint_weights,
     flatten,
     score_extras,
     score_offset,
@@ -65,15 +70,6 @@ _SUPPORTED = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Module:
-    """One of their modules that has an adapter."""
-
-    name: str
-    weight: Weight
-    ours: tuple[str, ...]  # paths of our projections, without a leaf
-
-
 def save_adapters(
     folder: str | Path,
     adapters: Params,
@@ -104,24 +100,15 @@ def save_adapters(
     leaves = flatten(adapters)
     tensors: dict[str, np.ndarray] = {}
     targets: dict[str, int] = {}  # their module, without its layer -> rank
-    for module in _modules(config, hf_config, leaves):
-        a, b = _join(module, leaves)
+    for module in find_modules(config, hf_config, leaves):
+        a, b = join(module, leaves)
         tensors[f"{_BEFORE}{module.name}.lora_A.weight"] = a
         tensors[f"{_BEFORE}{module.name}.lora_B.weight"] = b
-        targets[_suffix(module.name)] = a.shape[0]
+        targets[module_suffix(module.name)] = a.shape[0]
+    _check_leaves(folder, leaves)
     head = "score_head/kernel" in leaves
     if head:
-        if leaves["score_head/kernel"].shape[1] != 1:
-            raise UserError(
-                f"{folder}: a reward model with several outputs; only one score is a "
-                "sequence classifier with num_labels=1"
-            )
         tensors[_SCORE] = score_weight(leaves).T
-    written = {f"{module}/{leaf}" for module in _ours(leaves) for leaf in _AB}
-    if left := sorted(n for n in leaves if n not in written and "score_head" not in n):
-        raise UserError(
-            f"{folder}: {', '.join(left[:3])} are not adapters; leave them out"
-        )
     peft = _peft_config(targets, lora, base_model, head)
     peft["fan_in_fan_out"] = not FAMILIES[hf_config["model_type"]].transposed
     files = {CONFIG: json.dumps(peft, indent=2) + "\n"}
@@ -131,6 +118,23 @@ def save_adapters(
         files["README.md"] = card.text(hf_config)
     specs = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in tensors.items()}
     write_checkpoint(folder, specs, tensors.__getitem__, files=files, stem=STEM)
+
+
+def _check_leaves(folder: str | Path, leaves: Mapping[str, Any]) -> None:
+    """Adapters, and one score at most."""
+    kernel = leaves.get("score_head/kernel")
+    if kernel is not None and kernel.shape[1] != 1:
+        raise UserError(
+            f"{folder}: a reward model with several outputs; only one score is a "
+            "sequence classifier with num_labels=1"
+        )
+    written = {
+        f"{module}/{leaf}" for module in adapted_projections(leaves) for leaf in AB
+    }
+    if left := sorted(n for n in leaves if n not in written and "score_head" not in n):
+        raise UserError(
+            f"{folder}: {', '.join(left[:3])} are not adapters; leave them out"
+        )
 
 
 def load_adapters(
@@ -155,40 +159,14 @@ def load_adapters(
     peft = read_object(folder / CONFIG)
     _check_options(folder, peft)
     files = open_tensors(folder, filename=f"{STEM}.safetensors")
-    shapes = flatten(abstract_params(config))
-    scales, slices = set(), {}
-    names = set(files.specs)
-    for module in _modules(config, hf_config, None):
-        theirs = [f"{_BEFORE}{module.name}.lora_{x}.weight" for x in "AB"]
-        if not names & set(theirs):
-            continue
-        a, b = (_read(files, name) for name in theirs)
-        _check_shapes(folder, module, a, b, shapes)
-        scales.add(_scale(peft, module.name, a.shape[0]))
-        widths = [shapes[f"{ours}/kernel"].shape[-1] for ours in module.ours]
-        parts = _split(module.weight, a, b, widths, peft["r"])
-        for ours, part in zip(module.ours, parts, strict=True):
-            for leaf, x in zip(_AB, part, strict=True):
-                slices.setdefault(f"{ours}/{leaf}", []).append(x)
-        names -= set(theirs)
-    head: dict[str, Any] = {}
-    if _SCORE in names:
-        if files.specs[_SCORE].shape != (1, config.d_model):
-            raise UserError(
-                f"{folder}: {_SCORE} is {list(files.specs[_SCORE].shape)}, expected "
-                f"[1, {config.d_model}]: one score for this base"
-            )
-        head = {"score_head/kernel": jnp.asarray(_read(files, _SCORE).T)}
-        offset = folder / OFFSET_FILE
-        constant = read_object(offset)[OFFSET] if offset.is_file() else 0.0
-        head |= score_extras(constant)
-        names -= {_SCORE}
-    if names or not slices:
+    slices, scales, read = _read_modules(files, peft, config, hf_config)
+    left = set(files.specs) - read - {_SCORE}
+    if left or not slices:
         raise UserError(
-            f"{folder}: {', '.join(sorted(names)[:3]) or 'no adapter'} has no place in "
+            f"{folder}: {', '.join(sorted(left)[:3]) or 'no adapter'} has no place in "
             f"a {hf_config['model_type']}; is it an adapter of this base?"
         )
-    leaves = _stack(folder, slices, config) | head
+    leaves = stack(folder, slices, config) | _read_score(files, config)
     ranks = {leaf.shape[-1] for name, leaf in leaves.items() if name.endswith("lora_a")}
     if len(ranks) != 1 or len(scales) != 1:
         raise UserError(
@@ -196,98 +174,51 @@ def load_adapters(
             "one of each for all modules (rank_pattern, alpha_pattern)"
         )
     rank, scale = ranks.pop(), scales.pop()
-    adapted = {ours.split("/")[-1] for ours in _ours(leaves)}
+    adapted = {ours.split("/")[-1] for ours in adapted_projections(leaves)}
     targets = tuple(name for name in PROJECTIONS if name in adapted)
     return unflatten(leaves), LoraConfig(rank, scale * rank, targets)
 
 
-_AB = ("lora_a", "lora_b")
-
-
-def _ours(leaves: Mapping[str, Any]) -> list[str]:
-    """Paths of the projections that have an adapter."""
-    return [n.removesuffix("/lora_a") for n in leaves if n.endswith("/lora_a")]
-
-
-def _modules(
+def _read_modules(
+    files: TensorFiles,
+    peft: Mapping[str, Any],
     config: TransformerConfig,
     hf_config: Mapping[str, Any],
-    leaves: Mapping[str, Any] | None,
-) -> list[_Module]:
-    """Their modules that may have an adapter; given leaves, those that do."""
-    family = FAMILIES[hf_config["model_type"]]
+) -> tuple[dict[str, list[np.ndarray]], set[float], set[str]]:
+    """(slices of our leaves, layer by layer; scales; the tensors that were read)."""
     shapes = flatten(abstract_params(config))
-    found = []
-    for name, weight in checkpoint_weights(family, config, shapes).items():
-        kernels = [n for n in weight.leaves if n.split("/")[-2] in PROJECTIONS]
-        if not kernels or len(weight.layer) > 1:  # experts take none
+    slices: dict[str, list[np.ndarray]] = {}
+    scales: set[float] = set()
+    read: set[str] = set()
+    for module in find_modules(config, hf_config, None):
+        theirs = {f"{_BEFORE}{module.name}.lora_{x}.weight" for x in "AB"}
+        if not theirs & set(files.specs):
             continue
-        ours = tuple(kernel.removesuffix("/kernel") for kernel in kernels)
-        has = [leaves is None or f"{path}/lora_a" in leaves for path in ours]
-        if any(has) and not all(has):
-            raise UserError(
-                f"{name.removesuffix('.weight')} is one module there: adapters on "
-                f"{', '.join(ours)} go together; add the missing ones to lora.targets"
-            )
-        if all(has):
-            # transformers 5 has renamed GPT-NeoX's module, not the weights in files.
-            module = name.removesuffix(".weight").replace("embed_out", "lm_head")
-            found.append(_Module(module, weight, ours))
-    return found
+        a, b = (_read(files, name) for name in sorted(theirs))
+        _check_shapes(files.folder, module, a, b, shapes)
+        scales.add(_scale(peft, module.name, a.shape[0]))
+        widths = [shapes[f"{ours}/kernel"].shape[-1] for ours in module.ours]
+        parts = split(module.weight, a, b, widths, peft["r"])
+        for ours, part in zip(module.ours, parts, strict=True):
+            for leaf, x in zip(AB, part, strict=True):
+                slices.setdefault(f"{ours}/{leaf}", []).append(x)
+        read |= theirs
+    return slices, scales, read
 
 
-def _suffix(name: str) -> str:
-    """self_attn.q_proj of model.layers.0.self_attn.q_proj; lm_head itself."""
-    parts = name.split(".")
-    last = max((i for i, part in enumerate(parts) if part.isdigit()), default=-1)
-    return ".".join(parts[last + 1 :])
-
-
-def _join(module: _Module, leaves: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(A [R, in], B [out, R]) of their module from our slices."""
-    a, b = (
-        [
-            np.asarray(leaves[f"{ours}/{leaf}"][module.weight.layer])
-            for ours in module.ours
-        ]
-        for leaf in _AB
-    )
-    if all(np.array_equal(x, a[0]) for x in a):  # one part, or read from PEFT
-        wide, blocks = a[0], [b]
-    else:
-        wide = np.concatenate(a, axis=-1)
-        blocks = [
-            [
-                x if i == j else np.zeros((b[i].shape[0], x.shape[1]), x.dtype)
-                for j, x in enumerate(b)
-            ]
-            for i in range(len(b))
-        ]
-    whole = [_as_rows(module.weight.join(block), module.weight) for block in blocks]
-    return wide.T, np.concatenate(whole, axis=0).T
-
-
-def _split(
-    weight: Weight, a: np.ndarray, b: np.ndarray, widths: Sequence[int], own: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Our (A, B) of every part; parts of rank ``own`` that `_join` fused come apart."""
-    rows = _as_rows(b.T, weight)  # as join left it
-    parts = weight.split(rows, widths)
-    count = len(parts)
-    block = lambda i: slice(i * own, (i + 1) * own)
-    apart = count > 1 and a.shape[0] == count * own
-    for i, part in enumerate(parts):
-        rest = part.copy()
-        rest[block(i)] = 0
-        apart = apart and not rest.any()
-    if apart:
-        return [(a.T[:, block(i)], part[block(i)]) for i, part in enumerate(parts)]
-    return [(a.T, part) for part in parts]
-
-
-def _as_rows(x: np.ndarray, weight: Weight) -> np.ndarray:
-    """Undoes, or does, the transposition of ``weight``: B is [R, out] either way."""
-    return x.T if weight.transposed else x
+def _read_score(files: TensorFiles, config: TransformerConfig) -> dict[str, Any]:
+    """The leaves of a score head, where the file has one."""
+    if _SCORE not in files.specs:
+        return {}
+    if files.specs[_SCORE].shape != (1, config.d_model):
+        raise UserError(
+            f"{files.folder}: {_SCORE} is {list(files.specs[_SCORE].shape)}, expected "
+            f"[1, {config.d_model}]: one score for this base"
+        )
+    offset = files.folder / OFFSET_FILE
+    constant = read_object(offset)[OFFSET] if offset.is_file() else 0.0
+    kernel = {"score_head/kernel": jnp.asarray(_read(files, _SCORE).T)}
+    return kernel | score_extras(constant)
 
 
 def _peft_config(
@@ -339,7 +270,7 @@ def _read(files: TensorFiles, name: str) -> np.ndarray:
 
 def _check_shapes(
     folder: Path,
-    module: _Module,
+    module: Module,
     a: np.ndarray,
     b: np.ndarray,
     shapes: Mapping[str, Any],
@@ -351,18 +282,3 @@ def _check_shapes(
             f"{folder}: {module.name} has A {list(a.shape)} and B {list(b.shape)}, "
             f"expected [R, {fan_in}] and [{fan_out}, R]; is it for this base?"
         )
-
-
-def _stack(
-    folder: Path, slices: Mapping[str, list[np.ndarray]], config: TransformerConfig
-) -> dict[str, Any]:
-    """Our leaves, layers stacked."""
-    stacked = {n: x for n, x in slices.items() if not n.startswith("lm_head/")}
-    for name, layers in stacked.items():
-        if len(layers) != config.n_layers or len({x.shape for x in layers}) != 1:
-            raise UserError(
-                f"{folder}: {name} in {len(layers)} of {config.n_layers} layers, or of "
-                "several ranks; expected the same in every layer"
-            )
-    whole = lambda name, x: np.stack(x) if name in stacked else x[0]
-    return {name: jnp.asarray(whole(name, layers)) for name, layers in slices.items()}
