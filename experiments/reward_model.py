@@ -35,7 +35,7 @@ from experiments.runs import (
     split_params,
 )
 from experiments.sft import SMALL
-from experiments.stages import Stage, load_stage, pad_id, save_model_files
+from experiments.stages import Stage, load_policy, pad_id, save_model_files
 from rlhf_jax.data import batches, left_padded, make_loader, train_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import (
@@ -113,7 +113,7 @@ def main(config: Config) -> dict[str, float]:
 
     # 1. Data: all of it is read and tokenized before anything is compiled.
     texts, eval_texts = read_data(config.data, judgement.parse, seed=config.seed)
-    policy = load_policy(config)
+    policy = load_policy(config.policy, config.pretrained)
     tokenizer, model = start_from(config, policy, texts)
     tokenize = functools.partial(
         judgement.tokenize,
@@ -219,14 +219,6 @@ def main(config: Config) -> dict[str, float]:
             )
     write_report(run_dir)
     return report_accuracy(config, evaluate())
-
-
-def load_policy(config: Config) -> Stage | None:
-    if config.policy is None:
-        return None
-    return load_stage(
-        config.policy, "policy", option="--policy", pretrained=config.pretrained
-    ).merged()
 
 
 def start_from(config: Config, policy: Stage | None, texts: list[Any]):

@@ -36,7 +36,7 @@ from experiments.runs import (
     show_plan,
     split_params,
 )
-from experiments.stages import Stage, load_stage, pad_id, save_model_files
+from experiments.stages import Stage, load_policy, pad_id, save_model_files
 from rlhf_jax.data import Conversation, batches, make_loader, train_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import CausalLM, TransformerConfig, init_params, policy_apply
@@ -106,7 +106,7 @@ def main(config: Config) -> dict[str, float]:
 
     # 1. Data: all of it is read and tokenized before anything is compiled.
     texts, eval_texts = read_data(config.data, parse_demonstrations, seed=config.seed)
-    policy = load_policy(config)
+    policy = load_policy(config.policy, config.pretrained)
     tokenizer, model = start_from(config, policy, texts)
     tokenize = functools.partial(
         tokenize_imitation,
@@ -184,15 +184,6 @@ def main(config: Config) -> dict[str, float]:
             advance({"loss": shown.get("sft/loss", float("nan")), "tok/s": meter.last})
     write_report(run_dir)
     return evaluate()
-
-
-def load_policy(config: Config) -> Stage | None:
-    """The policy to start from, its own adapters merged."""
-    if config.policy is None:
-        return None
-    return load_stage(
-        config.policy, "policy", option="--policy", pretrained=config.pretrained
-    ).merged()
 
 
 def start_from(config: Config, policy: Stage | None, texts: list[Any]):

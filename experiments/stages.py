@@ -147,6 +147,13 @@ def load_stage(
     )
 
 
+def load_policy(path: Path | None, pretrained: PretrainedConfig) -> Stage | None:
+    """The policy that --policy names, its own adapters merged; None for none."""
+    if path is None:
+        return None
+    return load_stage(path, "policy", option="--policy", pretrained=pretrained).merged()
+
+
 def _load_hf(path: Path, kind: Kind, option: str, config: PretrainedConfig) -> Stage:
     try:
         folder = resolve(str(path))

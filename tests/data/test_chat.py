@@ -7,8 +7,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data.chat_templates import (
+    ANSWER,
+    CHATML,
+    DIALOGUE,
+    GEMMA,
+    LLAMA2,
+    LLAMA3,
+    MARKED_CHATML,
+    MARKED_THINKING,
+    PLAIN,
+    SYSTEM,
+    THINKING,
+    USER,
+    WIDE_MARKS,
+    ZEPHYR,
+    decode,
+    make_tokenizer,
+    owned,
+)
 from tokenizers import processors
-from transformers import PreTrainedTokenizerFast
 
 from rlhf_jax.data import DataError, Row, train_tokenizer
 from rlhf_jax.data.chat import (
@@ -21,139 +39,8 @@ from rlhf_jax.data.chat import (
 )
 from rlhf_jax.data.conversations import (
     Conversation,
-    check_messages,
     conversation_prompts,
-    conversations,
 )
-
-SYSTEM = {"role": "system", "content": "Be brief."}
-DIALOGUE = [
-    {"role": "user", "content": "Two  films?"},
-    {"role": "assistant", "content": "Alien,\n  Brazil."},
-    {"role": "user", "content": "One more — é?"},
-    {"role": "assistant", "content": "Été 🎬"},
-]
-
-USER, ANSWER = DIALOGUE[:2]
-
-# After the templates of Qwen2.5, Llama 3, Llama 2, Gemma 2 and Zephyr.
-CHATML = (
-    "{% for m in messages %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
-    "{{ m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-LLAMA2 = (
-    "{% for m in messages %}"
-    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate\nuser/assistant/…') }}"
-    "{% endif %}"
-    "{% if m['role'] == 'user' %}"
-    "{{ bos_token + '[INST] ' + m['content'].strip() + ' [/INST]' }}"
-    "{% else %}{{ ' ' + m['content'].strip() + ' ' + eos_token }}{% endif %}"
-    "{% endfor %}"
-)
-GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
-    "{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}"
-    "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
-    "{{ '<start_of_turn>' + role + '\n' + m['content'] | trim }}"
-    "{{ '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
-ZEPHYR = (
-    "{% for m in messages %}\n"
-    "{% if m['role'] == 'user' %}\n{{ '<|user|>\n' + m['content'] + eos_token }}\n"
-    "{% elif m['role'] == 'system' %}\n"
-    "{{ '<|system|>\n' + m['content'] + eos_token }}\n"
-    "{% elif m['role'] == 'assistant' %}\n"
-    "{{ '<|assistant|>\n'  + m['content'] + eos_token }}\n{% endif %}\n"
-    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n"
-    "{% endif %}\n{% endfor %}"
-)
-MARKED_CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' %}"
-    "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-# The newline is marked as well.
-WIDE_MARKS = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' %}"
-    "{%- generation -%}{{ m['content'] + '<|im_end|>\n' }}{%- endgeneration -%}"
-    "{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-)
-# As Qwen3's: only the last answer has a (here: empty) thought before it.
-THINKING = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if loop.last and m['role'] == 'assistant' %}<think></think>{% endif %}"
-    "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-MARKED_THINKING = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' %}{% generation %}"
-    "{% if loop.last %}<think></think>{% endif %}{{ m['content'] + '<|im_end|>' }}"
-    "{% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}"
-    "{{ '\n' }}{% endfor %}"
-)
-PLAIN = (
-    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-)
-
-CONTROL = [
-    "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>",
-    "<|eot_id|>", "<start_of_turn>", "<end_of_turn>",
-]  # fmt: skip
-
-
-def make_tokenizer(template, *, adds_bos=False, has_bos=True, **kwargs):
-    """Trained on the dialogue, so that tokens are longer than bytes."""
-    texts = [m["content"] for m in [SYSTEM, *DIALOGUE]] * 3
-    backend = train_tokenizer(texts, vocab_size=340).backend_tokenizer
-    backend.add_special_tokens(CONTROL)
-    if adds_bos:
-        backend.post_processor = processors.TemplateProcessing(
-            single="<bos> $A", special_tokens=[("<bos>", 1)]
-        )
-    if has_bos:
-        kwargs["bos_token"] = "<bos>"
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token="<eos>",
-        pad_token="<pad>",
-        chat_template=template,
-        clean_up_tokenization_spaces=False,
-        **kwargs,
-    )
-
-
-def decode(tokenizer, ids) -> str:
-    return str(tokenizer.decode(list(ids)))
-
-
-def owned(tokenizer, chat: ChatTokens) -> list[str]:
-    """The text of each run of tokens in the mask."""
-    assert len(chat.mask) == len(chat.ids)
-    runs, before = [], False
-    for token, mine in zip(chat.ids, chat.mask, strict=True):
-        if mine and not before:
-            runs.append([])
-        if mine:
-            runs[-1].append(token)
-        before = mine
-    return [decode(tokenizer, run) for run in runs]
 
 
 @pytest.mark.parametrize(
@@ -391,110 +278,6 @@ def test_a_template_that_leaves_no_answer(template):
         tokenize_chat(DIALOGUE, make_tokenizer(template), name="row 7")
 
 
-@pytest.mark.parametrize(
-    "messages, message",
-    [
-        ("Hello", "expected a list of messages, found 'Hello'"),
-        (None, "expected a list of messages, found null"),
-        ([], r"expected a list of messages, found \[\]"),
-        (["Hello"], "message 1: expected a mapping with role and content, found 'He"),
-        ([USER, {"role": "user"}], "message 2: expected a mapping with role and con"),
-        ([{"content": "a"}], "message 1: expected a mapping with role and content"),
-        ([{"role": "user", "content": None}], "1: 'content': expected text, found nul"),
-        ([{"role": "user", "content": 3}], "1: 'content': expected text, found 3"),
-        ([{"role": 1, "content": "a"}], "message 1: 'role': expected text, found 1"),
-        ([USER | {"weight": 0}], "message 1: 'weight': expected text, found 0"),
-        (
-            [{"role": "user", "content": "a\ud800b"}],
-            r"message 1: 'content': expected no lone surrogate, found '\\ud800'",
-        ),
-        (
-            [USER, {"role": "bot", "content": "a"}],
-            "2: expected a role of system, user, assistant, tool, found 'bot'",
-        ),
-        (
-            [USER, {"role": "assistant", "content": ""}],
-            "message 2: expected an answer that is not empty, found ''",
-        ),
-        ([ANSWER], "expected a first message of system or user, found 'assistant'"),
-    ],
-)
-def test_what_is_no_conversation(messages, message):
-    with pytest.raises(DataError, match=f"^row 7: (message )?{message}") as caught:
-        check_messages(messages, "row 7")
-    assert str(caught.value).endswith("; correct or remove the row")
-    assert "\n" not in str(caught.value)
-    tokenizer = make_tokenizer(CHATML)
-    for tokenize in (tokenize_chat, tokenize_chat_prompt):
-        with pytest.raises(DataError, match=message):
-            tokenize(messages, tokenizer, name="row 7")
-
-
-def test_who_speaks_last():
-    tokenizer = make_tokenizer(CHATML)
-    check_messages(DIALOGUE[:3], "row 7")  # in a file either is well
-    check_messages(DIALOGUE, "row 7")
-    message = "^row 7: expected a last message of assistant, found 'user'"
-    with pytest.raises(DataError, match=message):
-        tokenize_chat(DIALOGUE[:3], tokenizer, name="row 7")
-    message = "^row 7: expected a last message of user or tool, found 'assistant'"
-    with pytest.raises(DataError, match=message):
-        tokenize_chat_prompt(DIALOGUE, tokenizer, name="row 7")
-    tool = [*DIALOGUE, {"role": "tool", "content": "3"}]
-    text = decode(tokenizer, tokenize_chat_prompt(tool, tokenizer))
-    assert text.endswith("<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\n")
-
-
-def test_absent_values_are_left_out():
-    # As Parquet gives them, where one row of many has the key.
-    template = CHATML.replace("m['role'] +", "m['role'] + m['name'] | default('') +")
-    tokenizer = make_tokenizer(template)
-    expected = tokenize_chat(DIALOGUE, tokenizer)
-    absent: Any = [m | {"name": None} for m in DIALOGUE]
-    assert tokenize_chat(absent, tokenizer) == expected
-    named = [USER | {"name": "x"}, *DIALOGUE[1:]]
-    text = decode(tokenizer, tokenize_chat(named, tokenizer).ids)
-    assert text.startswith("<|im_start|>userx\nTwo")
-
-
-def test_rows_to_conversations(row):
-    both = [
-        row(messages=DIALOGUE, id=3),
-        row(prompt=DIALOGUE[:3], completion=DIALOGUE[3:]),
-    ]
-    expected = Conversation(tuple(DIALOGUE))
-    assert conversations(both) == [expected, expected]
-    assert [c.origin for c in conversations(both)] == ["rows.jsonl:7"] * 2
-    assert conversations([]) == []
-
-
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        (
-            {"text": "a", "prompt": []},
-            "expected 'messages', or 'prompt' and 'completion'; the columns are text",
-        ),
-        ({"messages": DIALOGUE, "prompt": DIALOGUE}, "expected 'messages', or 'prompt"),
-        (
-            {"prompt": "a", "completion": DIALOGUE[1:2]},
-            "column 'prompt': expected a list of messages, found 'a'",
-        ),
-        (
-            {"prompt": DIALOGUE[:1], "completion": []},
-            r"column 'completion': expected a list of messages, found \[\]",
-        ),
-        (
-            {"prompt": DIALOGUE[:1], "completion": [{"role": "bot", "content": "a"}]},
-            "message 2: expected a role",
-        ),
-    ],
-)
-def test_rows_that_are_no_conversations(row, values, message):
-    with pytest.raises(DataError, match=f"^rows.jsonl:7: {message}"):
-        conversations([row(**values)])
-
-
 def test_the_limit_is_exact():
     tokenizer = make_tokenizer(CHATML)
     long, short = Conversation(tuple(DIALOGUE)), Conversation((USER, ANSWER))
@@ -562,16 +345,3 @@ def test_prompts_to_answer():
     short = len(row.prompt) - 1
     with pytest.raises(DataError, match=rf"asked.jsonl:1: {short + 1} tokens are more"):
         tokenize_conversation_prompts([asked], tokenizer, max_prompt_length=short)
-
-
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        ({}, "asked.jsonl:1: prompt: expected a list of messages, found null"),
-        ({"prompt": [USER, ANSWER]}, "expected a last message of user or tool"),
-        ({"prompt": "2 + 2?"}, "expected a list of messages"),
-    ],
-)
-def test_rows_that_ask_nothing(values, message):
-    with pytest.raises(DataError, match=message):
-        conversation_prompts([Row(values, "asked.jsonl", 1)])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.tiny import batch_of, randomize
+from models.tiny import batch_of, quick_jit, randomize
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import CausalLM, TransformerConfig, init_params, lora, policy_apply
@@ -17,9 +17,6 @@ from rlhf_jax.models.lora import LoraConfig
 from rlhf_jax.types import Params, join_params
 
 # Compiles twice as fast; the programs run for milliseconds.
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": "0"}
-)
 LORA = LoraConfig(rank=3, alpha=12.0)
 SIZES: dict[str, Any] = {
     "vocab_size": 23,

@@ -309,3 +309,10 @@ def torch_logits(model: Any, tokens: Any) -> Any:
         model(input_ids=torch.ones((1, 1), dtype=torch.int64), use_cache=False)
         ids = torch.tensor([list(tokens)], dtype=torch.int64)
         return model(input_ids=ids, use_cache=False).logits[0].numpy()
+
+
+def assert_one_line(error, *parts: str):
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message

@@ -1,28 +1,30 @@
-"""Adapters in PEFT's format: what PEFT computes, writes, and what is refused."""
+"""Adapters in PEFT's format: what PEFT computes and writes."""
 
 import dataclasses
-import functools
 import json
-import tempfile
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.hf.cases import DEFAULTS, Case, torch_model
-from models.tiny import batch_of, randomize
-from safetensors.numpy import load_file, save_file
+from models.hf.adapter_bases import (
+    BY_FAMILY,
+    LORA,
+    MODULES,
+    assert_same_files,
+    assert_same_tree,
+    base_of,
+    made_by_peft,
+    theirs_with,
+    torch_outputs,
+)
+from models.hf.cases import torch_model
+from models.tiny import randomize
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import lora, policy_apply, score_apply
-from rlhf_jax.models.hf import load_adapters, load_pretrained, save_adapters
+from rlhf_jax.models import lora
+from rlhf_jax.models.hf import load_pretrained
 from rlhf_jax.models.hf.adapters import CONFIG
-from rlhf_jax.models.hf.load import Kind
 from rlhf_jax.models.lora import LoraConfig
-from rlhf_jax.rewards import sequence_scores
-from rlhf_jax.types import Params
 
 torch = pytest.importorskip("torch", reason="the oracle of these tests")
 peft = pytest.importorskip("peft", reason="the oracle of these tests")
@@ -30,22 +32,6 @@ peft = pytest.importorskip("peft", reason="the oracle of these tests")
 # What transformers says to PEFT.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)
-
-FILE = "adapter_model.safetensors"
-LORA = LoraConfig(rank=4, alpha=8.0)
-BY_FAMILY = {case.family: case for case in DEFAULTS}
-# Their names of all that takes adapters here.
-MODULES = {
-    "gpt2": ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
-    "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
-    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
-}
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-MODULES |= {family: ATTENTION for family in ("mixtral", "qwen3_moe")}
-LLAMA = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": "0"}
 )
 
 
@@ -56,101 +42,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-class Base(NamedTuple):
-    """A model as theirs and as ours, and adapters of all its projections."""
-
-    case: Case
-    config: Any
-    params: Params
-    raw: dict[str, Any]
-    run: Any  # params -> logits [B, T, V], or scores [B]
-    adapters: Params
-
-    def save(self, folder: Path, adapters=None, lora_config: LoraConfig = LORA) -> Path:
-        adapters = self.adapters if adapters is None else adapters
-        save_adapters(
-            folder,
-            adapters,
-            lora_config,
-            self.config,
-            hf_config=self.raw,
-            base_model="their/base",
-        )
-        return folder
-
-    def load(self, folder: Path) -> tuple[Params, LoraConfig]:
-        return load_adapters(folder, self.config, hf_config=self.raw)
-
-    def outputs(self, adapters: Params, lora_config: LoraConfig = LORA) -> np.ndarray:
-        return np.asarray(self.run(lora.apply(self.params, adapters, lora_config)))
-
-
-BATCH = batch_of([[1] * 12] * 2)
-TOKENS = np.random.default_rng(1).integers(3, 97, (2, 12))
-BATCH = dataclasses.replace(BATCH, tokens=jnp.asarray(TOKENS, jnp.int32))
-
-
-@functools.cache
-def base_of(family: str, kind: Kind = "policy") -> Base:
-    case = BY_FAMILY[family]
-    with tempfile.TemporaryDirectory() as folder:
-        torch_model(case, kind).save_pretrained(folder)
-        config, params, raw = load_pretrained(folder, kind=kind)
-    head = {}
-    if kind == "reward":
-        # Everything that a reward head has, none of it 0 or 1.
-        head = {"score_head": randomize(params["score_head"])}
-        params = {"trunk": params["trunk"]}
-        score = score_apply(config)
-        run = lambda whole: sequence_scores(score, whole, BATCH)
-    else:
-        run = lambda whole: policy_apply(config)(whole, BATCH).logits
-    adapters = lora.init(params, LORA, key=jax.random.key(0))
-    adapters = randomize(adapters) | head
-    return Base(case, config, params, raw, quick_jit(run), adapters)
-
-
-def torch_outputs(model) -> np.ndarray:
-    with torch.no_grad():
-        found = model(input_ids=torch.tensor(TOKENS), use_cache=False)
-    return found.logits.numpy()
-
-
-def theirs_with(base: Base, folder: Path, kind: str = "policy") -> Any:
-    """Their model of the base with the adapters of a folder."""
-    return peft.PeftModel.from_pretrained(torch_model(base.case, kind), folder).eval()
-
-
-def made_by_peft(base: Base, folder: Path, kind: str = "policy", **options) -> Any:
-    """Their model with adapters of their own, noise on them, written to a folder."""
-    options = {"r": 4, "lora_alpha": 16.0, "task_type": "CAUSAL_LM"} | options
-    options.setdefault("fan_in_fan_out", base.case.family == "gpt2")
-    options.setdefault("target_modules", MODULES.get(base.case.family, LLAMA))
-    config = peft.LoraConfig(**options)
-    model = peft.get_peft_model(torch_model(base.case, kind), config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name or "modules_to_save" in name:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(str(folder))
-    return model
-
-
-def assert_same_tree(found: Params, expected: Params) -> None:
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(x, y)
-
-
-def assert_same_files(found: Path, expected: Path) -> None:
-    ours, theirs = load_file(found / FILE), load_file(expected / FILE)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        assert ours[name].dtype == tensor.dtype
-        np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
 
 
 of_families = pytest.mark.parametrize("family", list(BY_FAMILY))
@@ -337,128 +228,6 @@ def test_reward_models_of_peft_are_read(family, tmp_path):
     assert np.ptp(theirs) > 0.01
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
     assert_same_files(base.save(tmp_path / "again", adapters, found), folder)
-
-
-def refused(base: Base, folder: Path, message: str) -> None:
-    with pytest.raises(UserError, match=message) as error:
-        base.load(folder)
-    assert "\n" not in str(error.value) and str(folder) in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("use_dora", True),
-        ("bias", "all"),
-        ("bias", "lora_only"),
-        ("lora_bias", True),
-        ("layers_to_transform", [0]),
-        ("layer_replication", [[0, 1]]),
-        ("modules_to_save", ["embed_tokens"]),
-        ("modules_to_save", ["score", "embed_tokens"]),
-        ("trainable_token_indices", [3]),
-        ("target_parameters", ["mlp.experts.gate_up_proj"]),
-        ("peft_type", "LOHA"),
-        # These change the weights of the base.
-        ("init_lora_weights", "pissa"),
-        ("init_lora_weights", "olora"),
-    ],
-)
-def test_options_that_change_the_numbers_are_refused(option, value, tmp_path):
-    base = base_of("llama")
-    folder = base.save(tmp_path / "ours")
-    written = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps(written | {option: value}))
-    refused(base, folder, f"{option} = .* is not supported")
-
-
-NAME = "base_model.model.model.layers.1.self_attn.q_proj.lora_{}.weight"
-
-
-def _lower_rank(tensors, layers=(1,)):
-    for layer in layers:
-        a, b = (NAME.format(x).replace("layers.1", f"layers.{layer}") for x in "AB")
-        tensors[a], tensors[b] = tensors[a][:2].copy(), tensors[b][:, :2].copy()
-
-
-def _drop(tensors, *names):
-    for name in names:
-        del tensors[name]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (_lower_rank, "q_proj.*several ranks"),
-        (functools.partial(_lower_rank, layers=(0, 1)), "rank_pattern"),
-        (lambda t: _drop(t, NAME.format("A"), NAME.format("B")), "1 of 2 layers"),
-        (lambda t: _drop(t, NAME.format("B")), "lora_B"),
-        (
-            lambda t: t.update(
-                {"base_model.model.model.norm.lora_A.weight": np.ones(3)}
-            ),
-            "norm.*has no place in a llama",
-        ),
-        (lambda t: t.clear(), "adapter"),
-    ],
-    ids=["layer", "module", "missing layer", "missing half", "unknown", "empty"],
-)
-def test_files_that_do_not_fit_are_refused(change, message, tmp_path):
-    base = base_of("llama")
-    folder = base.save(tmp_path / "ours")
-    tensors = load_file(folder / FILE)
-    change(tensors)
-    save_file(tensors, folder / FILE)
-    refused(base, folder, message)
-
-
-@pytest.mark.parametrize(("field", "value"), [("d_ff", 40), ("n_layers", 3)])
-def test_adapters_of_another_base_are_refused(field, value, tmp_path):
-    base = base_of("llama")
-    folder = base.save(tmp_path / "ours")
-    other = base._replace(config=dataclasses.replace(base.config, **{field: value}))
-    refused(other, folder, "is it for this base" if field == "d_ff" else "of 3 layers")
-
-
-@pytest.mark.parametrize(
-    ("family", "targets"),
-    [("gpt_neox", ("q_proj",)), ("gpt2", ("q_proj", "v_proj")), ("phi3", ("up_proj",))],
-)
-def test_parts_of_a_fused_module_are_not_written(family, targets, tmp_path):
-    base, config = base_of(family), LoraConfig(rank=2, targets=targets)
-    part = lora.init(base.params, config, key=jax.random.key(0))
-    with pytest.raises(UserError, match="go together.*lora.targets") as error:
-        base.save(tmp_path / "ours", part, config)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "ours").exists()
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {"lm_head": {"kernel": np.ones((32, 97), np.float32)}},
-        {"value_head": {"kernel": np.ones((32, 1), np.float32)}},
-    ],
-)
-def test_leaves_that_are_no_adapters_are_not_written(extra, tmp_path):
-    base = base_of("llama")
-    with pytest.raises(UserError, match="_head/kernel are not adapters") as error:
-        base.save(tmp_path / "ours", base.adapters | extra)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "ours").exists()
-
-
-def test_heads_of_several_scores_are_refused(tmp_path):
-    base = base_of("llama", "reward")
-    two = {name: base.adapters["score_head"][name] for name in ("gain", "offset")}
-    two |= {"kernel": jnp.ones((32, 2)), "bias": jnp.ones(2)}
-    with pytest.raises(UserError, match="score"):
-        base.save(tmp_path / "ours", base.adapters | {"score_head": two})
-    folder = base.save(tmp_path / "one")
-    tensors = load_file(folder / FILE)
-    tensors["base_model.model.score.weight"] = np.ones((2, 32), np.float32)
-    save_file(tensors, folder / FILE)
-    refused(base, folder, "score")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "phi3"])

@@ -7,11 +7,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from models.hf.cases import BEGIN, CASES, DEFAULTS, END, SMALL, table
+from models.hf.cases import (
+    BEGIN,
+    CASES,
+    DEFAULTS,
+    END,
+    SMALL,
+    assert_one_line,
+    table,
+)
 from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.heads import num_params
 from rlhf_jax.models.hf import FAMILIES, Kind, load_pretrained, save_pretrained
 from rlhf_jax.models.hf.load import abstract_params, read_transformer_config
 
@@ -31,13 +38,6 @@ def raw_of(family: str, **options) -> dict:
 def read(family: str, **options):
     """Our config of a family's default case with these options."""
     return read_transformer_config(raw_of(family, **options))[1]
-
-
-def assert_one_line(error, *parts: str):
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
 
 
 MIXED = ["sliding_attention", "full_attention"]
@@ -376,169 +376,3 @@ def test_the_page_has_the_table():
         "the two comments, as printed by PYTHONPATH=tests python -c "
         "'from models.hf.cases import table; print(table())'"
     )
-
-
-# config.json as published, and the number of parameters of the weights beside it.
-PUBLISHED = {
-    "Pythia-1B": (
-        1_011_781_632,
-        {
-            "architectures": ["GPTNeoXForCausalLM"],
-            "bos_token_id": 0,
-            "eos_token_id": 0,
-            "hidden_act": "gelu",
-            "hidden_size": 2048,
-            "initializer_range": 0.02,
-            "intermediate_size": 8192,
-            "layer_norm_eps": 1e-05,
-            "max_position_embeddings": 2048,
-            "model_type": "gpt_neox",
-            "num_attention_heads": 8,
-            "num_hidden_layers": 16,
-            "rotary_emb_base": 10000,
-            "rotary_pct": 0.25,
-            "tie_word_embeddings": False,
-            "torch_dtype": "float16",
-            "transformers_version": "4.24.0",
-            "use_cache": True,
-            "use_parallel_residual": True,
-            "vocab_size": 50304,
-        },
-    ),
-    "Llama-3.1-8B": (
-        8_030_261_248,
-        {
-            "architectures": ["LlamaForCausalLM"],
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "bos_token_id": 128000,
-            "eos_token_id": 128001,
-            "hidden_act": "silu",
-            "hidden_size": 4096,
-            "initializer_range": 0.02,
-            "intermediate_size": 14336,
-            "max_position_embeddings": 131072,
-            "mlp_bias": False,
-            "model_type": "llama",
-            "num_attention_heads": 32,
-            "num_hidden_layers": 32,
-            "num_key_value_heads": 8,
-            "pretraining_tp": 1,
-            "rms_norm_eps": 1e-05,
-            "rope_scaling": {
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 8192,
-                "rope_type": "llama3",
-            },
-            "rope_theta": 500000.0,
-            "tie_word_embeddings": False,
-            "torch_dtype": "bfloat16",
-            "transformers_version": "4.43.0.dev0",
-            "use_cache": True,
-            "vocab_size": 128256,
-        },
-    ),
-    "Qwen3-8B": (
-        8_190_735_360,
-        {
-            "architectures": ["Qwen3ForCausalLM"],
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "bos_token_id": 151643,
-            "eos_token_id": 151645,
-            "head_dim": 128,
-            "hidden_act": "silu",
-            "hidden_size": 4096,
-            "initializer_range": 0.02,
-            "intermediate_size": 12288,
-            "max_position_embeddings": 40960,
-            "max_window_layers": 36,
-            "model_type": "qwen3",
-            "num_attention_heads": 32,
-            "num_hidden_layers": 36,
-            "num_key_value_heads": 8,
-            "rms_norm_eps": 1e-06,
-            "rope_scaling": None,
-            "rope_theta": 1000000,
-            "sliding_window": None,
-            "tie_word_embeddings": False,
-            "torch_dtype": "bfloat16",
-            "transformers_version": "4.51.0",
-            "use_cache": True,
-            "use_sliding_window": False,
-            "vocab_size": 151936,
-        },
-    ),
-    "Gemma-2-9B": (
-        9_241_705_984,
-        {
-            "architectures": ["Gemma2ForCausalLM"],
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "attn_logit_softcapping": 50.0,
-            "bos_token_id": 2,
-            "cache_implementation": "hybrid",
-            "eos_token_id": 1,
-            "final_logit_softcapping": 30.0,
-            "head_dim": 256,
-            "hidden_act": "gelu_pytorch_tanh",
-            "hidden_activation": "gelu_pytorch_tanh",
-            "hidden_size": 3584,
-            "initializer_range": 0.02,
-            "intermediate_size": 14336,
-            "max_position_embeddings": 8192,
-            "model_type": "gemma2",
-            "num_attention_heads": 16,
-            "num_hidden_layers": 42,
-            "num_key_value_heads": 8,
-            "pad_token_id": 0,
-            "query_pre_attn_scalar": 256,
-            "rms_norm_eps": 1e-06,
-            "rope_theta": 10000.0,
-            "sliding_window": 4096,
-            "sliding_window_size": 4096,
-            "torch_dtype": "float32",
-            "transformers_version": "4.42.0.dev0",
-            "use_cache": True,
-            "vocab_size": 256000,
-        },
-    ),
-    "Mixtral-8x7B": (
-        46_702_792_704,
-        {
-            "architectures": ["MixtralForCausalLM"],
-            "attention_dropout": 0.0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "hidden_act": "silu",
-            "hidden_size": 4096,
-            "initializer_range": 0.02,
-            "intermediate_size": 14336,
-            "max_position_embeddings": 32768,
-            "model_type": "mixtral",
-            "num_attention_heads": 32,
-            "num_experts_per_tok": 2,
-            "num_hidden_layers": 32,
-            "num_key_value_heads": 8,
-            "num_local_experts": 8,
-            "output_router_logits": False,
-            "rms_norm_eps": 1e-05,
-            "rope_theta": 1000000.0,
-            "router_aux_loss_coef": 0.02,
-            "sliding_window": None,
-            "tie_word_embeddings": False,
-            "torch_dtype": "bfloat16",
-            "transformers_version": "4.36.0.dev0",
-            "use_cache": True,
-            "vocab_size": 32000,
-        },
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_networks_have_their_number_of_parameters(name):
-    expected, raw = PUBLISHED[name]
-    assert num_params(read_transformer_config(raw)[1]) == expected

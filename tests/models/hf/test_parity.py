@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models.hf.cases import CASES, DEFAULTS, Case, torch_logits, torch_model
-from models.tiny import batch_of
+from models.tiny import batch_of, quick_jit
 
 from rlhf_jax.masking import masked_mean
 from rlhf_jax.models import policy_apply
@@ -28,9 +28,6 @@ from rlhf_jax.types import TokenBatch
 
 torch = pytest.importorskip("torch", reason="the oracle of these tests")
 # Compiles twice as fast; the programs run for milliseconds.
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": "0"}
-)
 
 # Padded on the right, on the left, and three sequences packed.
 ROWS = [

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.hf.cases import CASES, DEFAULTS, torch_logits, torch_model
-from models.tiny import batch_of, randomize
+from models.hf.cases import CASES, DEFAULTS, assert_one_line, torch_logits, torch_model
+from models.tiny import batch_of, quick_jit, randomize
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -31,9 +31,6 @@ from rlhf_jax.rewards.learned import normalize_scores
 torch = pytest.importorskip("torch", reason="the oracle of these tests")
 
 TOKENS = np.random.default_rng(2).integers(3, 97, 20)
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": "0"}
-)
 TIED_OR_NOT = [
     case
     for case in CASES
@@ -85,13 +82,6 @@ def assert_same(ours, again):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(again), strict=True):
         assert a.dtype == b.dtype
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-def assert_one_line(error, *parts: str):
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 def contents(folder) -> dict[str, tuple]:
