@@ -1,6 +1,7 @@
 """Flax modules: the only code that owns parameters."""
 
-from rlhf_jax.models.config import DType, RopeConfig, TransformerConfig
+from rlhf_jax.models.cache import KVCache
+from rlhf_jax.models.config import CacheDType, DType, RopeConfig, TransformerConfig
 from rlhf_jax.models.heads import (
     ActorCritic,
     CausalLM,
@@ -16,10 +17,11 @@ from rlhf_jax.models.heads import (
     score_params_from_policy,
     separate_critic_apply,
 )
-from rlhf_jax.models.transformer import KVCache, Transformer
+from rlhf_jax.models.transformer import Transformer, unstack_layers
 
 __all__ = [
     "ActorCritic",
+    "CacheDType",
     "CausalLM",
     "DType",
     "KVCache",
@@ -37,4 +39,5 @@ __all__ = [
     "score_apply",
     "score_params_from_policy",
     "separate_critic_apply",
+    "unstack_layers",
 ]

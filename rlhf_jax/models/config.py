@@ -11,6 +11,7 @@ from typing import Any, Literal
 from rlhf_jax.errors import UserError
 
 DType = Literal["float32", "bfloat16"]
+CacheDType = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,8 @@ class TransformerConfig:
     normalize_experts: bool = True  # the chosen experts' weights sum to 1
 
     # Numerics.
-    dtype: DType = "float32"  # of activations and cache
+    dtype: DType = "float32"  # of activations
+    cache_dtype: CacheDType | None = None  # of keys and values in a cache; None: dtype
     param_dtype: DType = "float32"
     remat: bool = False  # recompute each layer in the backward pass: memory for time
     scan_unroll: int = 1  # layers per iteration; more compiles longer, runs faster
@@ -137,6 +139,11 @@ class TransformerConfig:
                     "'bfloat16'",
                 )
                 for name in ("dtype", "param_dtype")
+            ),
+            (
+                self.cache_dtype in (None, "float32", "bfloat16", "int8"),
+                f"cache_dtype={self.cache_dtype!r}: set it to 'float32', 'bfloat16' or "
+                "'int8', or None",
             ),
             (
                 not self.local_layers or (self.window or 0) > 0,

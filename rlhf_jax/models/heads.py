@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.models.attention import soft_cap
+from rlhf_jax.models.cache import KVCache
 from rlhf_jax.models.config import TransformerConfig
-from rlhf_jax.models.layers import low_rank, soft_cap
-from rlhf_jax.models.transformer import EMBEDDING_STD, KVCache, Transformer
+from rlhf_jax.models.layers import low_rank
+from rlhf_jax.models.transformer import EMBEDDING_STD, Transformer
 from rlhf_jax.types import (
     ApplyFn,
     Array,

@@ -11,23 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 
+from rlhf_jax.models.attention import View, attend, attend_cached
+from rlhf_jax.models.cache import LayerCache
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.rope import rotate
 from rlhf_jax.types import Array
-
-Stored = tuple[Array, Array] | None  # keys and values of all layers; None: no cache
-
-
-@struct.dataclass
-class View:
-    """What a kind of layer sees: everything before a token, or a window of it."""
-
-    cos_BTF: Array | None  # float32; None: positions are not rotary
-    sin_BTF: Array | None
-    mask_BTS: Array  # bool: which slots a token attends to
-
 
 class Projection(nn.Module):
     """x·W + b, and a low-rank term where the parameters have one (`models.lora`).
@@ -96,43 +85,6 @@ def make_norm(config: TransformerConfig) -> nn.Module:
     return nn.RMSNorm(epsilon=c.norm_eps, dtype=c.dtype, param_dtype=c.param_dtype)
 
 
-def soft_cap(x: Array, cap: float | None) -> Array:
-    """c·tanh(x/c), which is within ±c and nearly x where x is small; None: x itself.
-
-    Gemma 2, arXiv:2408.00118.
-    """
-    return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-def attend(
-    q_BTHd: Array, k_BSKd: Array, v_BSKd: Array, mask_BTS: Array, c: TransformerConfig
-) -> Array:
-    """softmax(cap(s·q·k))·v over the slots that the mask leaves: [B, T, H, d].
-
-    The softmax is float32 and the mask a large finite number: a padding token, which
-    attends to nothing, gets an average instead of NaN.
-    """
-    if c.attn_softcap is None:
-        return jax.nn.dot_product_attention(
-            q_BTHd, k_BSKd, v_BSKd, mask=mask_BTS[:, None], scale=c.attn_scale
-        )
-    scale = c.d_head**-0.5 if c.attn_scale is None else c.attn_scale
-    grouped = (*q_BTHd.shape[:2], c.n_kv_heads, c.n_heads // c.n_kv_heads, c.d_head)
-    scores_BKGTS = scale * jnp.einsum(
-        "BTKGd,BSKd->BKGTS",
-        q_BTHd.reshape(grouped),
-        k_BSKd,
-        preferred_element_type=jnp.float32,
-    )
-    capped = soft_cap(scores_BKGTS, c.attn_softcap)
-    allowed = mask_BTS[:, None, None]
-    weights = jax.nn.softmax(
-        jnp.where(allowed, capped, jnp.finfo(jnp.float32).min), axis=-1
-    )
-    mixed = jnp.einsum("BKGTS,BSKd->BTKGd", weights.astype(v_BSKd.dtype), v_BSKd)
-    return mixed.reshape(q_BTHd.shape)
-
-
 class Attention(nn.Module):
     """Causal attention whose key and value heads serve groups of query heads.
 
@@ -154,19 +106,18 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = make_norm(c), make_norm(c)
 
     def __call__(
-        self, x_ND: Array, stored: Stored, layer: Array, index: Array, view: View
-    ) -> tuple[Array, Stored]:
+        self, x_ND: Array, view: View, cached: LayerCache | None
+    ) -> tuple[Array, LayerCache | None]:
         c = self.config
         q_BTHd, k_BTKd, v_BTKd = self._heads(x_ND, view)
-        k_BSKd, v_BSKd = k_BTKd, v_BTKd
-        if stored is not None:
-            # Reading what was just written orders the layers' reads and writes, so that
-            # a decode loop updates the cache in place, unrolled layers included.
-            write = partial(_write, layer=layer, index=index)
-            stored = (write(stored[0], k_BTKd), write(stored[1], v_BTKd))
-            k_BSKd, v_BSKd = stored[0][layer], stored[1][layer]
-        mixed_BTHd = attend(q_BTHd, k_BSKd, v_BSKd, view.mask_BTS, c)
-        return self.o_proj(mixed_BTHd.reshape(-1, c.n_heads * c.d_head)), stored
+        if cached is not None:
+            column = jnp.zeros((), jnp.int32) if view.column is None else view.column
+            cached = cached.write(k_BTKd, v_BTKd, column)
+        if cached is None or view.column is None:
+            mixed_BTHd = attend(q_BTHd, k_BTKd, v_BTKd, view.mask_BTS, c)
+        else:
+            mixed_BTHd = attend_cached(q_BTHd, cached, view.mask_BTS, c)
+        return self.o_proj(mixed_BTHd.reshape(-1, c.n_heads * c.d_head)), cached
 
     def _heads(self, x_ND: Array, view: View) -> tuple[Array, Array, Array]:
         """Queries, keys and values of the tokens, normalised and turned."""
@@ -183,14 +134,6 @@ class Attention(nn.Module):
             q_BTHd = rotate(q_BTHd, view.cos_BTF, view.sin_BTF)
             k_BTKd = rotate(k_BTKd, view.cos_BTF, view.sin_BTF)
         return q_BTHd, k_BTKd, self.v_proj(x_ND).reshape(k_BTKd.shape)
-
-
-def _write(
-    stored_LBSKd: Array, new_BTKd: Array, *, layer: Array, index: Array
-) -> Array:
-    """Puts new keys or values of one layer into the slots from ``index`` on."""
-    at = (layer, 0, index, 0, 0)
-    return jax.lax.dynamic_update_slice(stored_LBSKd, new_BTKd[None], at)
 
 
 ACTIVATIONS = {

@@ -17,85 +17,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.models.attention import View, attention_mask
+from rlhf_jax.models.cache import KVCache, LayerCache
 from rlhf_jax.models.config import RopeConfig, TransformerConfig
-from rlhf_jax.models.layers import (
-    MLP,
-    Attention,
-    MixtureOfExperts,
-    Stored,
-    View,
-    make_norm,
-)
+from rlhf_jax.models.layers import MLP, Attention, MixtureOfExperts, make_norm
 from rlhf_jax.models.rope import rotary
-from rlhf_jax.types import Array, TokenBatch
+from rlhf_jax.types import Array, Params, TokenBatch
 
 EMBEDDING_STD = 0.02
-
-
-@struct.dataclass
-class KVCache:
-    """Keys and values of the tokens read so far. A slot of segment 0 is unused."""
-
-    keys: Array  # [L, B, S, K, d]
-    values: Array  # [L, B, S, K, d]
-    segment_ids: Array  # [B, S] int32
-    index: Array  # [] int32: the next slot to be written
-
-    @classmethod
-    def empty(cls, config: TransformerConfig, batch_size: int, slots: int) -> "KVCache":
-        """A cache without a token in it."""
-        c = config
-        shape = (c.n_layers, batch_size, slots, c.n_kv_heads, c.d_head)
-        return cls(
-            keys=jnp.zeros(shape, c.dtype),
-            values=jnp.zeros(shape, c.dtype),
-            segment_ids=jnp.zeros((batch_size, slots), jnp.int32),
-            index=jnp.zeros((), jnp.int32),
-        )
-
-
-@struct.dataclass
-class _Shared:
-    """What is the same for every layer, or for every layer of a kind."""
-
-    index: Array  # [] int32: slot of the batch's first token
-    views: tuple[View, ...]  # one for all layers; or the global and the local ones'
-
-
-def attention_mask(
-    query_segments: Array,
-    key_segments: Array,
-    index: Array,
-    window: int | None = None,
-) -> Array:
-    """Which slots a token attends to: its own segment, itself and before, no padding.
-
-    No reference; windows are section 3.1 of Beltagy et al. 2020, arXiv:2004.05150. The
-    order is that of the slots, not of the positions.
-
-    Args:
-      query_segments: [B, T] int32 segments of the batch's tokens.
-      key_segments: [B, S] int32 segments of the slots, those tokens among them.
-      index: [] int32, slot of the first token.
-      window: how many slots a token sees, its own included; None for all.
-
-    Returns:
-      [B, T, S] bool.
-
-    >>> segments = jnp.array([[0, 1, 1, 2]])
-    >>> attention_mask(segments, segments, jnp.array(0))[0].astype(int).tolist()
-    [[0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
-    """
-    query_slots = index + jnp.arange(query_segments.shape[1])
-    key_slots = jnp.arange(key_segments.shape[1])
-    causal_TS = key_slots[None, :] <= query_slots[:, None]
-    same_BTS = query_segments[:, :, None] == key_segments[:, None, :]
-    if window is not None:
-        causal_TS &= key_slots[None, :] > query_slots[:, None] - window
-    return same_BTS & (query_segments > 0)[:, :, None] & causal_TS[None]
 
 
 def sequence_lengths(segment_ids: Array, positions: Array) -> Array:
@@ -124,13 +55,15 @@ class Block(nn.Module):
             self.attn_post_norm, self.mlp_post_norm = make_norm(c), make_norm(c)
 
     def __call__(
-        self, carry: tuple[Array, Stored], layer: Array, shared: _Shared
-    ) -> tuple[tuple[Array, Stored], None]:
+        self,
+        x_ND: Array,
+        layer: Array | int,
+        views: tuple[View, ...],
+        cached: LayerCache | None = None,
+    ) -> tuple[Array, LayerCache | None]:
         c = self.config
-        x_ND, stored = carry
         read_ND = self.attn_norm(x_ND) if c.pre_norm else x_ND
-        view = self._view(shared, layer)
-        added_ND, stored = self.attn(read_ND, stored, layer, shared.index, view)
+        added_ND, cached = self.attn(read_ND, self._view(views, layer), cached)
         if c.post_norm:
             added_ND = self.attn_post_norm(added_ND)
         sum_ND = x_ND + added_ND
@@ -138,16 +71,16 @@ class Block(nn.Module):
         added_ND = self.mlp(self.mlp_norm(read_ND) if c.pre_norm else read_ND)
         if c.post_norm:
             added_ND = self.mlp_post_norm(added_ND)
-        return (sum_ND + added_ND, stored), None
+        return sum_ND + added_ND, cached
 
-    def _view(self, shared: _Shared, layer: Array) -> View:
-        """What this layer sees: layers of both kinds are one compiled loop."""
-        if len(shared.views) == 1:
-            return shared.views[0]
+    def _view(self, views: tuple[View, ...], layer: Array | int) -> View:
+        """What this layer sees; a scanned layer, of both kinds, selects."""
+        if len(views) == 1:
+            return views[0]
+        if isinstance(layer, int):
+            return views[layer in self.config.local_layers]
         local = jnp.isin(layer, jnp.array(self.config.local_layers))
-        return jax.tree.map(
-            lambda far, near: jnp.where(local, near, far), *shared.views
-        )
+        return jax.tree.map(lambda far, near: jnp.where(local, near, far), *views)
 
 
 class Transformer(nn.Module):
@@ -201,34 +134,55 @@ class Transformer(nn.Module):
 
         Args:
           batch: the mask is not looked at.
-          cache: what the batch follows; its T slots from ``cache.index`` on must exist.
+          cache: what the batch follows. It is a ring, of which a batch of several
+            tokens must not cross the end.
           cache_size: slots of a new cache that begins with the batch.
 
         Raises:
           UserError: both given, or more slots than there are.
         """
+        fresh = cache is None
         cache = self._open_cache(batch.tokens.shape, cache, cache_size)
         real = batch.segment_ids > 0
         positions = jnp.where(real, batch.positions, 0)
-        index, segments_BS = jnp.zeros((), jnp.int32), batch.segment_ids
+        segments_BS, index, column = batch.segment_ids, jnp.zeros((), jnp.int32), None
         if cache is not None:
-            index = cache.index
+            segments_BS, index = cache.segment_ids, cache.index
+            column = jnp.mod(index, segments_BS.shape[1])
             segments_BS = jax.lax.dynamic_update_slice_in_dim(
-                cache.segment_ids, batch.segment_ids, index, axis=1
+                segments_BS, batch.segment_ids, column, axis=1
             )
-        views = self._views(batch.segment_ids, positions, segments_BS, index)
-        stored = None if cache is None else (cache.keys, cache.values)
+        if fresh:  # the batch is all that there is to see
+            views = self._views(batch, positions, batch.segment_ids, index, None)
+        else:
+            views = self._views(batch, positions, segments_BS, index, column)
         # Tokens in one row from here on: XLA's CPU backward pass of a matrix product is
         # up to three times slower with two leading axes, and no faster anywhere.
         tokens_N = jnp.where(real, batch.tokens, 0).reshape(-1)
         x_ND = self._embed(tokens_N, positions.reshape(-1))
-        layers, shared = jnp.arange(self.config.n_layers), _Shared(index, views)
-        (x_ND, stored), _ = self.blocks((x_ND, stored), layers, shared)
-        if stored is not None:
-            index = index + batch.tokens.shape[1]
-            cache = KVCache(*stored, segment_ids=segments_BS, index=index)
+        if cache is None:
+            x_ND, _ = self.blocks(x_ND, jnp.arange(self.config.n_layers), views)
+        else:
+            x_ND, layers = self._each_layer(x_ND, views, cache.layers)
+            cache = KVCache(layers, segments_BS, index + batch.tokens.shape[1])
         hidden_ND = self.final_norm(x_ND)
         return hidden_ND.reshape(*batch.tokens.shape, self.config.d_model), cache
+
+    def _each_layer(
+        self, x_ND: Array, views: tuple[View, ...], cached: tuple[LayerCache, ...]
+    ) -> tuple[Array, tuple[LayerCache, ...]]:
+        """The layers one by one, each with arrays of its own in the cache.
+
+        A scan would carry all layers' keys as one array, of which it copies a layer's
+        part out before it is read.
+        """
+        params: Any = self.variables["params"]["blocks"]
+        block, written = Block(self.config, parent=None), []
+        for layer, held in enumerate(cached):
+            own = params[layer] if isinstance(params, tuple) else _slice(params, layer)
+            x_ND, new = block.apply({"params": own}, x_ND, layer, views, held)
+            written.append(new)
+        return x_ND, tuple(written)
 
     def _embed(self, tokens_N: Array, positions_N: Array) -> Array:
         c = self.config
@@ -238,20 +192,25 @@ class Transformer(nn.Module):
         return x_ND if c.positions == "rope" else x_ND + self.pos_embed(positions_N)
 
     def _views(
-        self, segment_ids: Array, positions: Array, segments_BS: Array, index: Array
+        self,
+        batch: TokenBatch,
+        positions: Array,
+        segments_BS: Array,
+        index: Array,
+        column: Array | None,
     ) -> tuple[View, ...]:
         """One view where all layers are of a kind, else (global, local)."""
         c = self.config
         lengths = None
         if c.rope.kind == "dynamic":
-            lengths = sequence_lengths(segment_ids, positions)
+            lengths = sequence_lengths(batch.segment_ids, positions)
 
         def view(rope: RopeConfig, window: int | None) -> View:
             cos, sin = None, None
             if c.positions == "rope":
                 cos, sin = rotary(positions, c.d_head, rope, lengths)
-            mask_BTS = attention_mask(segment_ids, segments_BS, index, window)
-            return View(cos, sin, mask_BTS)
+            mask_BTS = attention_mask(batch.segment_ids, segments_BS, index, window)
+            return View(cos, sin, mask_BTS, column)
 
         near = c.rope
         if c.rope.local_theta is not None:
@@ -267,12 +226,12 @@ class Transformer(nn.Module):
         self, shape: tuple[int, ...], cache: KVCache | None, cache_size: int | None
     ) -> KVCache | None:
         """The cache to read and write, or None; checks that the batch fits."""
-        batch_size, length = shape
+        rows, length = shape
         if cache is not None and cache_size is not None:
             raise UserError("cache and cache_size are both given: give one of them")
         slots = length if cache_size is None else cache_size
         if cache is not None:
-            slots = cache.keys.shape[2]
+            slots = cache.segment_ids.shape[1]
         if length > slots:
             raise UserError(
                 f"{length} tokens do not fit the cache of {slots} slots: enlarge it"
@@ -284,4 +243,34 @@ class Transformer(nn.Module):
             )
         if cache_size is None:
             return cache
-        return KVCache.empty(self.config, batch_size, cache_size)
+        return KVCache.empty(self.config, rows, cache_size)
+
+
+def unstack_layers(params: Params) -> Params:
+    """Parameters whose layers are arrays of their own, for a long decode loop.
+
+    No reference. Stacked layers are one array a projection, of which XLA's CPU backend
+    copies a layer's part every time that it is read. Taken apart once, before a loop,
+    they are read where they lie: 1.1 to 1.4 times the tokens a second there. On other
+    backends the products read a part of the stack in place, and this would only be a
+    second copy of the weights.
+
+    Args:
+      params: of a network with a trunk.
+
+    Returns:
+      The same tree with a tuple in place of the trunk's stacked "blocks"; for calls
+      with a cache only.
+
+    >>> params = {"trunk": {"blocks": {"w": jnp.ones((2, 3))}, "embed": 1}}
+    >>> [block["w"].shape for block in unstack_layers(params)["trunk"]["blocks"]]
+    [(3,), (3,)]
+    """
+    blocks = params["trunk"]["blocks"]
+    count = jax.tree.leaves(blocks)[0].shape[0]
+    layers = tuple(_slice(blocks, layer) for layer in range(count))
+    return {**params, "trunk": {**params["trunk"], "blocks": layers}}
+
+
+def _slice(stacked: Params, layer: int) -> Params:
+    return jax.tree.map(lambda x: x[layer], stacked)

@@ -1,5 +1,6 @@
 """Prompts to rollouts, for any policy that is an ``ApplyFn``."""
 
-from rlhf_jax.sampling.generate import SamplingConfig, generate
+from rlhf_jax.sampling.config import SamplingConfig
+from rlhf_jax.sampling.generate import generate
 
 __all__ = ["SamplingConfig", "generate"]

@@ -1,6 +1,5 @@
 """Prompts to responses: prefill, then one token a row and step until all have ended."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import chex
@@ -15,44 +14,8 @@ from rlhf_jax.ops.logits import (
     top_k_mask,
     top_p_mask,
 )
+from rlhf_jax.sampling.config import SamplingConfig
 from rlhf_jax.types import ApplyFn, Array, Params, Rollout, TokenBatch
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How responses are drawn; hashable, so it can be static under ``jax.jit``.
-
-    Raises:
-      UserError: a value that no sampling can have; the message names the option.
-
-    >>> SamplingConfig(max_new_tokens=24, temperature=0.7, stop_ids=(13,)).stop_after
-    0
-    """
-
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_k: int | None = None  # keep the k most probable tokens
-    top_p: float | None = None  # keep the most probable that together reach p
-    min_p: float | None = None  # keep those at least p times the most probable
-    stop_ids: tuple[int, ...] = ()  # end a response, and belong to it
-    stop_after: int = 0  # … from this index of the response on
-    pad_id: int = 0  # stands after the end; may be one of stop_ids
-
-    def __post_init__(self):
-        rules = [
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature > 0, "more than 0 (greedy is top_k=1)"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None"),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "in (0, 1], or None"),
-            ("min_p", self.min_p is None or 0 < self.min_p <= 1, "in (0, 1], or None"),
-            ("stop_ids", all(i >= 0 for i in self.stop_ids), "token ids, from 0"),
-            ("stop_after", self.stop_after >= 0, "at least 0"),
-            ("pad_id", self.pad_id >= 0, "a token id, from 0"),
-        ]
-        for name, holds, remedy in rules:
-            if not holds:
-                value = dataclasses.asdict(self)[name]
-                raise UserError(f"{name}={value}: set it to {remedy}")
 
 
 class _Loop(NamedTuple):

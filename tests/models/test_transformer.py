@@ -95,8 +95,10 @@ def test_cached_decode_is_the_full_forward(forward, params, prefill):
         output = forward(params, columns(t, t + 1), cache=output.cache)
         parts.append(output.logits)
     assert output.cache.index == 8
-    assert output.cache.keys.shape == (2, 2, 11, 2, 6)
-    assert (output.cache.keys[:, :, 8:] == 0).all()
+    assert len(output.cache.layers) == 2
+    for layer in output.cache.layers:
+        assert layer.keys.shape == (2, 2, 6, 11) and layer.values.shape == (2, 2, 11, 6)
+        assert (layer.keys[..., 8:] == 0).all() and (layer.values[:, :, 8:] == 0).all()
     real = batch.segment_ids > 0
     expected = forward(params, batch)
     assert expected.cache is None
@@ -141,7 +143,8 @@ def test_bfloat16_computes_in_it_and_answers_in_float32(config, forward, params)
     apply_fn = jax.jit(policy_apply(low), static_argnames="cache_size")
     output: Any = apply_fn(params, batch, cache_size=8)
     assert output.logits.dtype == jnp.float32
-    assert output.cache.keys.dtype == output.cache.values.dtype == jnp.bfloat16
+    dtypes = {x.dtype for x in jax.tree.leaves(output.cache.layers)}
+    assert dtypes == {jnp.dtype(jnp.bfloat16)}
     exact = forward(params, batch).logits
     real = batch.segment_ids > 0
     error = jnp.abs(output.logits - exact)[real].max() / jnp.abs(exact)[real].max()

@@ -25,7 +25,7 @@ from rlhf_jax.models.hf.write_files import write_checkpoint
 from rlhf_jax.types import Params
 
 _ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # ours -> transformers'
-_NUMERICS = ("dtype", "param_dtype", "remat", "scan_unroll")
+_NUMERICS = ("dtype", "cache_dtype", "param_dtype", "remat", "scan_unroll")
 
 
 def save_pretrained(
