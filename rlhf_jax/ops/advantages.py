@@ -1,10 +1,17 @@
-"""Advantages: how much better a token was than what the critic expected."""
+"""Advantages: how much better a token, or a response, was than what was expected.
+
+What is expected comes from a critic (GAE) or from other responses to the same prompt.
+"""
+
+from typing import Literal, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.types import Array
+
+GroupScale = Literal["std", "none", "batch"]
 
 
 def gae_advantages(
@@ -60,3 +67,92 @@ def gae_advantages(
     by_token = (rewards.T, values.T, mask.T)
     _, advantages = jax.lax.scan(step, (zeros, zeros), by_token, reverse=True)
     return advantages.T, advantages.T + values
+
+
+def group_advantages(
+    scores: Array, *, group_size: int, scale: GroupScale = "std"
+) -> Array:
+    """How much better a response is than its group: Âᵢ = (sᵢ − μ) / (σ + 10⁻⁴).
+
+    μ is the mean over the G responses to the same prompt. σ is their standard
+    deviation for scale "std", that of the whole batch for "batch", and for "none"
+    nothing is divided. It is the unbiased one (divides by G − 1) and 10⁻⁴ is added to
+    it, not to the variance, as in TRL.
+
+    Shao et al. 2024 (GRPO), arXiv:2402.03300, §4.1.2; without the division, which
+    favours prompts that are nearly always or never solved: Liu et al. 2025 (Dr. GRPO),
+    arXiv:2503.20783, §3.1.
+
+    Args:
+      scores: [B] float, one a response; rows of a group are adjacent.
+      group_size: G, responses a prompt; divides B.
+      scale: what the lead over the group is divided by.
+
+    Returns:
+      [B] float32, for every token of the response; exactly 0 in a group of equal
+      scores. No mask: every row counts.
+
+    Raises:
+      ValueError: if scale is unknown, or group_size is below 2 or does not divide B.
+
+    >>> scores = jnp.array([1.0, 3.0, 5.0, 5.0])
+    >>> group_advantages(scores, group_size=2, scale="none").tolist()
+    [-1.0, 1.0, 0.0, 0.0]
+    """
+    if scale not in get_args(GroupScale):
+        raise ValueError(
+            f"group_advantages: scale = {scale!r}, expected std, none or batch"
+        )
+    groups = _groups(scores, group_size)
+    # From the first score on: equal ones then cancel exactly, whatever their size.
+    lead = groups - groups[:, :1]
+    lead = lead - jnp.mean(lead, axis=1, keepdims=True)
+    if scale == "std":
+        lead = lead / (_unbiased_std(groups) + 1e-4)
+    elif scale == "batch":
+        lead = lead / (_unbiased_std(groups.reshape(1, -1)) + 1e-4)
+    return lead.reshape(-1)
+
+
+def leave_one_out_advantages(scores: Array, *, group_size: int) -> Array:
+    """How much better a response is than the others of its group: sᵢ − mean(sⱼ, j ≠ i).
+
+    Ahmadian et al. 2024 (RLOO), arXiv:2402.14740, §3.3. The baseline of a response does
+    not depend on it, so that the policy gradient has no bias; this is G/(G − 1) times
+    ``group_advantages`` with scale "none".
+
+    Args:
+      scores: [B] float, one a response; rows of a group are adjacent.
+      group_size: G, responses a prompt; divides B.
+
+    Returns:
+      [B] float32 in score units, for every token of the response; exactly 0 in a group
+      of equal scores. No mask: every row counts.
+
+    Raises:
+      ValueError: if group_size is below 2 or does not divide B.
+
+    >>> scores = jnp.array([1.0, 3.0, 5.0])
+    >>> leave_one_out_advantages(scores, group_size=3).tolist()
+    [-3.0, 0.0, 3.0]
+    """
+    lead = group_advantages(scores, group_size=group_size, scale="none")
+    return lead * (group_size / (group_size - 1))
+
+
+def _groups(scores: Array, group_size: int) -> Array:
+    """[B / G, G] float32."""
+    chex.assert_rank(scores, 1)
+    if group_size < 2 or scores.shape[0] % group_size:
+        raise ValueError(
+            f"group_size = {group_size} of {scores.shape[0]} scores: expected 2 or "
+            "more, and a divisor of the number of scores"
+        )
+    return scores.astype(jnp.float32).reshape(-1, group_size)
+
+
+def _unbiased_std(x: Array) -> Array:
+    """[N, 1] standard deviation of each row, its gradient 0 where the row is equal."""
+    shifted = x - x[:, :1]
+    var = jnp.var(shifted, axis=1, ddof=1, keepdims=True)
+    return jnp.where(var > 0, jnp.sqrt(jnp.where(var > 0, var, 1.0)), 0.0)

@@ -120,6 +120,31 @@ def min_p_mask(logits: Array, min_p: float | Array) -> Array:
     return _keep_from(logits, jnp.max(logits, axis=-1, keepdims=True) + bound)
 
 
+def keep_only(logits: Array, kept: Array) -> Array:
+    """-inf for the tokens that the sampler had left out.
+
+    The policy under training is then renormalised over the set that its sampler drew
+    from, so that their ratio is that of two distributions over the same tokens:
+    DeepSeek-V3.2, arXiv:2512.02556, "keep sampling mask".
+
+    Args:
+      logits: [B, T, V] float, index t is for the token after t.
+      kept: [B, T, ⌈V/8⌉] uint8, index t is about token t; bit v, the most significant
+        of a byte first, says that token v was possible (`Rollout.kept`).
+
+    Returns:
+      [B, T, V] float32. The last column is about a token that does not exist, and is
+      left as it is.
+
+    >>> logits = jnp.array([[[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]])
+    >>> keep_only(logits, jnp.array([[[255], [0b01100000]]], jnp.uint8))[0, 0].tolist()
+    [-inf, 2.0, 3.0]
+    """
+    next_kept = jnp.concatenate([kept[:, 1:], jnp.full_like(kept[:, :1], 255)], axis=1)
+    possible = jnp.unpackbits(next_kept, axis=-1, count=logits.shape[-1])
+    return jnp.where(possible == 1, logits.astype(jnp.float32), -jnp.inf)
+
+
 def _keep_from(logits: Array, threshold: Array) -> Array:
     """Logits at or above a threshold [..., 1], -inf for the others."""
     return jnp.where(logits >= threshold, logits, -jnp.inf)

@@ -9,7 +9,14 @@ from rlhf_jax.steps.config import (
     RewardPreset,
 )
 from rlhf_jax.steps.forward import policy_forward
+from rlhf_jax.steps.group import (
+    GroupExperience,
+    GRPOConfig,
+    group_experience_step,
+    grpo_step,
+)
 from rlhf_jax.steps.policy import policy_step, ppo_update
+from rlhf_jax.steps.preference import PreferenceConfig, preference_step
 from rlhf_jax.steps.reward import (
     binary_terms,
     choice_terms,
@@ -36,10 +43,13 @@ from rlhf_jax.steps.state import (
 __all__ = [
     "PPO_PRESETS",
     "REWARD_PRESETS",
+    "GRPOConfig",
+    "GroupExperience",
     "KLConfig",
     "PPOConfig",
     "PPOPreset",
     "PolicyState",
+    "PreferenceConfig",
     "RewardPreset",
     "TrainState",
     "apply_loss",
@@ -49,10 +59,13 @@ __all__ = [
     "create_state",
     "episode_kl",
     "experience_step",
+    "group_experience_step",
+    "grpo_step",
     "pairwise_terms",
     "policy_forward",
     "policy_step",
     "ppo_update",
+    "preference_step",
     "ranking_terms",
     "reward_eval",
     "reward_step",

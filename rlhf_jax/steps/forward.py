@@ -1,11 +1,17 @@
 """A policy's view of a batch, aligned with its tokens."""
 
+from rlhf_jax.ops.logits import keep_only
 from rlhf_jax.ops.logprobs import align_to_tokens, token_entropy, token_logprobs
-from rlhf_jax.types import ApplyFn, Params, PolicyOutput, TokenBatch
+from rlhf_jax.types import ApplyFn, Array, Params, PolicyOutput, TokenBatch
 
 
 def policy_forward(
-    apply_fn: ApplyFn, params: Params, batch: TokenBatch, *, temperature: float
+    apply_fn: ApplyFn,
+    params: Params,
+    batch: TokenBatch,
+    *,
+    temperature: float,
+    kept: Array | None = None,
 ) -> PolicyOutput:
     """Log-probs, entropy, values of every token: log π(aₜ | sₜ), H(π(· | sₜ)), V(sₜ).
 
@@ -16,6 +22,8 @@ def policy_forward(
       params: its parameters.
       batch: [B, T] tokens; where the mask is False the result means nothing.
       temperature: divides the logits; the one that the tokens were sampled at.
+      kept: [B, T, ⌈V/8⌉] uint8, the tokens that a truncated sampler could draw
+        (`Rollout.kept`); π is then over those alone. None: all.
 
     Returns:
       PolicyOutput of float32 [B, T]; values are None for a network without a critic.
@@ -30,8 +38,9 @@ def policy_forward(
     """
     output = apply_fn(params, batch)
     values = None if output.values is None else align_to_tokens(output.values)
+    logits = output.logits if kept is None else keep_only(output.logits, kept)
     return PolicyOutput(
-        logprobs=token_logprobs(output.logits, batch.tokens, temperature=temperature),
-        entropy=token_entropy(output.logits, temperature=temperature),
+        logprobs=token_logprobs(logits, batch.tokens, temperature=temperature),
+        entropy=token_entropy(logits, temperature=temperature),
         values=values,
     )

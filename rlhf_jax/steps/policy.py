@@ -8,6 +8,7 @@ from rlhf_jax.ops.policy_loss import ppo_loss
 from rlhf_jax.ops.value_loss import explained_variance, value_loss
 from rlhf_jax.steps.config import PPOConfig
 from rlhf_jax.steps.forward import policy_forward
+from rlhf_jax.steps.minibatches import first_update, gather, minibatch_rows
 from rlhf_jax.steps.rollout import episode_kl
 from rlhf_jax.steps.state import PolicyState, apply_loss
 from rlhf_jax.types import Array, Experience, Metrics, Params, join_params
@@ -43,9 +44,14 @@ def policy_step(
     Raises:
       ValueError: minibatches do not divide the global batch into equal device parts.
     """
-    whole = _gather(experience, axis_name)
-    index = _minibatch_rows(
-        key, whole.scores.shape[0], experience.scores.shape[0], config, axis_name
+    whole = gather(experience, axis_name)
+    index = minibatch_rows(
+        key,
+        whole.scores.shape[0],
+        experience.scores.shape[0],
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+        axis_name=axis_name,
     )
 
     def update(state, rows):
@@ -56,7 +62,7 @@ def policy_step(
     explained = explained_variance(
         whole.values, whole.returns, whole.rollout.batch.mask
     )
-    metrics = stacked.collapse() + _first_update(stacked)
+    metrics = stacked.collapse() + first_update(stacked)
     metrics = metrics + Metrics.of({"value/explained_variance": (explained, 1)})
     return _adapt_kl_coef(state, whole, config), metrics
 
@@ -81,6 +87,7 @@ def ppo_update(
             join_params(frozen, params),
             rollout.batch,
             temperature=config.sampling.temperature,
+            kept=rollout.kept,
         )
         if policy.values is None:
             raise ValueError("the policy has no critic: PPO needs one")
@@ -103,43 +110,6 @@ def ppo_update(
         return loss, policy_metrics + value_metrics
 
     return apply_loss(state, loss_fn, axis_name=axis_name)
-
-
-def _gather(experience: Experience, axis_name: str | None) -> Experience:
-    """The global batch on every device: a few numbers a token."""
-    if axis_name is None:
-        return experience
-    return jax.lax.all_gather(experience, axis_name, tiled=True)
-
-
-def _minibatch_rows(
-    key: Array, rows: int, rows_here: int, config: PPOConfig, axis_name: str | None
-) -> Array:
-    """[epochs · minibatches, rows] indices into the global batch, for this device."""
-    devices = rows // rows_here
-    if rows % (config.minibatches * devices):
-        raise ValueError(
-            f"minibatches = {config.minibatches} of {rows} episodes on {devices} "
-            f"devices: expected episodes a multiple of {config.minibatches * devices}"
-        )
-    keys = jax.random.split(key, config.epochs)
-    order = jax.vmap(lambda k: jax.random.permutation(k, rows))(keys)
-    parts = order.reshape(config.epochs * config.minibatches, devices, -1)
-    device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
-    return parts[:, device]
-
-
-def _first_update(stacked: Metrics) -> Metrics:
-    """The first update's ratio statistics: 1, 0 and 0 if sampling and scoring agree."""
-    first = jax.tree.map(lambda x: x[0], stacked)
-    names = ("ratio", "approx_kl", "clip_fraction")
-    return Metrics.of(
-        {
-            f"first/{n}": (first.sums[f"policy/{n}"], first.counts[f"policy/{n}"])
-            for n in names
-        },
-        maxima={"first/ratio_max": first.maxima["policy/ratio_max"]},
-    )
 
 
 def _adapt_kl_coef(

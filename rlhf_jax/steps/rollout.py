@@ -1,12 +1,14 @@
 """From prompts to experience: sample, score, compare with the reference, look ahead."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.masking import last_token_mask, masked_sum, masked_whiten
 from rlhf_jax.ops.advantages import gae_advantages
 from rlhf_jax.ops.kl import kl_penalized_rewards
-from rlhf_jax.sampling import generate
+from rlhf_jax.sampling import SamplingConfig, generate
 from rlhf_jax.steps.config import PPOConfig
 from rlhf_jax.steps.forward import policy_forward
 from rlhf_jax.steps.state import PolicyState
@@ -30,10 +32,12 @@ def sample_step(
     *,
     key: Array,
     apply_fn: ApplyFn,
-    config: PPOConfig,
+    config: SamplingConfig,
+    layout: Callable[[Params], Params] = lambda params: params,
+    report: Callable[..., None] | None = None,
     axis_name: str | None = None,
 ) -> Rollout:
-    """Samples one response a prompt. No reference.
+    """Samples responses to prompts: `generate` as a step. No reference.
 
     Args:
       params: of the policy.
@@ -43,14 +47,19 @@ def sample_step(
       key: PRNG key, the same on every device.
       apply_fn: the policy.
       config: sampling settings.
+      layout: what is done to the parameters once, before the decode loop; see
+        `models.decode_layout`.
+      report: called on the host while it runs, as ``generate`` says.
       axis_name: unused; rows are independent.
 
     Returns:
-      Rollout of [B, P + R].
+      Rollout of [B · completions, P + R].
     """
     del axis_name
-    whole = join_params(frozen, params)
-    return generate(apply_fn, whole, prompts, key=key, config=config.sampling, rows=row)
+    whole = layout(join_params(frozen, params))
+    return generate(
+        apply_fn, whole, prompts, key=key, config=config, rows=row, report=report
+    )
 
 
 def shape_scores(scores: Array, truncated: Array, config: PPOConfig) -> Array:
@@ -112,7 +121,9 @@ def experience_step(
     """
     batch, mask = rollout.batch, rollout.batch.mask
     temperature = config.sampling.temperature
-    reference = policy_forward(ref_apply_fn, ref_params, batch, temperature=temperature)
+    reference = policy_forward(
+        ref_apply_fn, ref_params, batch, temperature=temperature, kept=rollout.kept
+    )
     values = policy_forward(
         state.apply_fn,
         join_params(frozen, state.params),

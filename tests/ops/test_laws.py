@@ -96,6 +96,12 @@ kl_row = lambda kind: Row(
     with_mask(BT, BT),
     under_mask,
 )
+group_row = lambda scale: Row(
+    partial(ops.group_advantages, group_size=B, scale=scale), floats((B,))
+)
+preference_row = lambda **options: Row(
+    partial(ops.preference_loss, beta=0.7, **options), floats(*[(B,)] * 4)
+)
 ROWS = {
     "masked_sum": Row(masking.masked_sum, with_mask(BT), under_mask),
     "masked_mean": Row(masking.masked_mean, with_mask(BT), under_mask),
@@ -132,6 +138,13 @@ ROWS = {
     "gae_advantages": Row(
         partial(ops.gae_advantages, gamma=0.9, lam=0.8), with_mask(BT, BT), under_mask
     ),
+    # One group, so that the laws may permute its rows.
+    "group_advantages[std]": group_row("std"),
+    "group_advantages[none]": group_row("none"),
+    "group_advantages[batch]": group_row("batch"),
+    "leave_one_out_advantages": Row(
+        partial(ops.leave_one_out_advantages, group_size=B), floats((B,))
+    ),
     "ppo_loss": Row(ops.ppo_loss, with_mask(BT, BT, BT), under_mask),
     "value_loss": Row(ops.value_loss, with_mask(BT, BT, BT), under_mask),
     "value_loss[no clip]": Row(
@@ -153,6 +166,10 @@ ROWS = {
         partial(ops.binary_reward, kind="probability"), floats((B, 2))
     ),
     "pairwise_accuracy": Row(ops.pairwise_accuracy, floats((B,), (B,))),
+    "preference_loss[dpo]": preference_row(kind="dpo"),
+    "preference_loss[cdpo]": preference_row(kind="dpo", label_smoothing=0.2),
+    "preference_loss[ipo]": preference_row(kind="ipo"),
+    "implicit_reward": Row(partial(ops.implicit_reward, beta=0.7), floats((B,), (B,))),
 }
 every_op = pytest.mark.parametrize("name", ROWS)
 MASKED = [name for name, row in ROWS.items() if row.hides is not no_mask]

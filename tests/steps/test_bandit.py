@@ -45,7 +45,7 @@ def _train(beta, rewards, reference):
             jnp.arange(ROWS),
             key=sample_key,
             apply_fn=tabular_policy,
-            config=config,
+            config=config.sampling,
         )
         experience, _ = experience_step(
             state,

@@ -176,7 +176,7 @@ def iteration(count):
     """One whole PPO iteration on adapters through pmap, its update donated."""
     devices = local_devices(count)
     bind = lambda f, **kw: data_parallel(functools.partial(f, **kw), devices)
-    sample = bind(sample_step, apply_fn=policy_apply(MODEL), config=PPO)
+    sample = bind(sample_step, apply_fn=policy_apply(MODEL), config=PPO.sampling)
     prepare = bind(experience_step, ref_apply_fn=policy_apply(MODEL), config=PPO)
     update = functools.partial(policy_step, config=PPO)
     update = data_parallel(update, devices, donate_state=True)

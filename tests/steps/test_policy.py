@@ -55,7 +55,7 @@ def _iteration(count, config=CONFIG, lr=1.0):
     devices = local_devices(count)
     state, prompts = _setup(config, lr)
     bind = lambda f, **kw: data_parallel(functools.partial(f, **kw), devices)
-    sample = bind(sample_step, apply_fn=tabular_policy, config=config)
+    sample = bind(sample_step, apply_fn=tabular_policy, config=config.sampling)
     prepare = bind(experience_step, ref_apply_fn=tabular_policy, config=config)
     update = bind(policy_step, config=config)
     state = replicate(state, devices)
@@ -96,9 +96,16 @@ def test_first_ratio_is_one(temperature):
 
 def test_every_epoch_uses_every_episode_once():
     # A loss linear in the parameters would hide it, so look at the rows themselves.
-    from rlhf_jax.steps.policy import _minibatch_rows
+    from rlhf_jax.steps.minibatches import minibatch_rows
 
-    index = _minibatch_rows(jax.random.key(0), ROWS, ROWS, CONFIG, None)
+    index = minibatch_rows(
+        jax.random.key(0),
+        ROWS,
+        ROWS,
+        epochs=CONFIG.epochs,
+        minibatches=CONFIG.minibatches,
+        axis_name=None,
+    )
     assert index.shape == (8, 8)
     for epoch in np.asarray(index).reshape(2, ROWS):
         assert sorted(epoch.tolist()) == list(range(ROWS))
@@ -136,7 +143,7 @@ def test_masked_episodes_leave_the_parameters_alone():
         jnp.arange(ROWS),
         key=jax.random.key(2),
         apply_fn=tabular_policy,
-        config=CONFIG,
+        config=CONFIG.sampling,
     )
     mask = jnp.zeros_like(rollout.batch.mask)
     batch = dataclasses.replace(rollout.batch, mask=mask)
@@ -166,7 +173,7 @@ def test_one_compilation_serves_all_iterations():
             jnp.arange(ROWS),
             key=key,
             apply_fn=tabular_policy,
-            config=CONFIG,
+            config=CONFIG.sampling,
         )
         experience, _ = experience_step(
             state,

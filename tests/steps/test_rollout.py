@@ -35,7 +35,9 @@ def _rollout(key, config=CONFIG, rows=64):
         tabular_policy, params, optax.sgd(0.1), kl_coef=config.kl.coef
     )
     prompts = token_batch([[0, 1, 2]] * rows, real=[[0, 1, 1]] * rows)
-    sample = functools.partial(sample_step, apply_fn=tabular_policy, config=config)
+    sample = functools.partial(
+        sample_step, apply_fn=tabular_policy, config=config.sampling
+    )
     return state, jax.jit(sample)(params, prompts, jnp.arange(rows), key=key)
 
 

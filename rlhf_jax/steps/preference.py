@@ -1,0 +1,142 @@
+"""Training a policy on preferences directly: DPO and IPO."""
+
+import dataclasses
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.masking import masked_mean, masked_sum
+from rlhf_jax.ops.preference_loss import (
+    PreferenceKind,
+    implicit_reward,
+    preference_loss,
+)
+from rlhf_jax.ops.reward_loss import pairwise_accuracy
+from rlhf_jax.steps.forward import policy_forward
+from rlhf_jax.steps.state import TrainState, apply_loss
+from rlhf_jax.types import (
+    ApplyFn,
+    Array,
+    Metrics,
+    Params,
+    PreferenceBatch,
+    TokenBatch,
+    join_params,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceConfig:
+    """Preference optimisation without a reward model (arXiv:2305.18290, 2310.12036).
+
+    Raises:
+      UserError: a value that no training can have; the message names the option.
+
+    >>> PreferenceConfig(label_smoothing=0.1).beta
+    0.1
+    """
+
+    kind: PreferenceKind = "dpo"
+    """The loss of a pair."""
+    beta: float = 0.1
+    """How strongly the policy is held to the reference; τ of IPO."""
+    label_smoothing: float = 0.0
+    """Share of pairs believed to be labelled the wrong way round; dpo only (cDPO)."""
+
+    def __post_init__(self):
+        if self.kind not in get_args(PreferenceKind):
+            raise UserError(f"kind = {self.kind!r}: expected dpo or ipo")
+        if not self.beta > 0:
+            raise UserError(f"beta = {self.beta}: expected more than 0")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise UserError(
+                f"label_smoothing = {self.label_smoothing}: expected 0 or more and "
+                "less than 0.5"
+            )
+        if self.kind == "ipo" and self.label_smoothing:
+            raise UserError(
+                f"label_smoothing = {self.label_smoothing}: it is for dpo; set it to "
+                "0 for ipo"
+            )
+
+
+def preference_step(
+    state: TrainState,
+    batch: PreferenceBatch,
+    ref_params: Params,
+    frozen: Params | None = None,
+    *,
+    ref_apply_fn: ApplyFn,
+    config: PreferenceConfig,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One update of L = Σ wᵢ ℓᵢ / Σ wᵢ over the global batch, ℓ by ``preference_loss``.
+
+    Rafailov et al. 2023, arXiv:2305.18290 (DPO); Azar et al. 2023, arXiv:2310.12036
+    (IPO). Each log-prob is the sum over the completion's tokens, for ipo too. Chosen
+    and rejected go through a network in one call. ``batch.margin`` has no part.
+
+    Args:
+      state: policy with ``apply_fn`` an `ApplyFn`.
+      batch: [B, T] pairs, both sides equally wide; the masks say which tokens are the
+        completion, the weights how much a pair counts.
+      ref_params: of the reference policy; no gradient goes there.
+      frozen: parameters of the policy that are not trained; None where all are.
+      ref_apply_fn: the reference policy.
+      config: the loss.
+      axis_name: the mapped axis over whose devices the batch is spread, or None.
+
+    Returns:
+      The new state and ``preference/*`` (docs/metrics), ``optim/grad_norm``. A pair of
+      weight 0 has no part, a masked token neither; all weights 0 give gradient 0.
+    """
+    both = jax.tree.map(
+        lambda c, r: jnp.concatenate([c, r]), batch.chosen, batch.rejected
+    )
+    reference = _sequence_logps(ref_apply_fn, ref_params, both)
+    reference = jax.lax.stop_gradient(reference)
+
+    def loss_fn(params):
+        whole = join_params(frozen, params)
+        logps = _sequence_logps(state.apply_fn, whole, both)
+        terms, metrics = _terms(logps, reference, batch.weight, config)
+        counts = batch.weight > 0
+        loss = masked_mean(terms * batch.weight, counts, axis_name=axis_name)
+        weight = masked_mean(batch.weight, counts, axis_name=axis_name)
+        return loss / jnp.where(weight > 0, weight, 1.0), metrics
+
+    return apply_loss(state, loss_fn, axis_name=axis_name)
+
+
+def _sequence_logps(apply_fn: ApplyFn, params: Params, batch: TokenBatch) -> Array:
+    """[B] nats: log π(completion | prompt), the sum over the unmasked tokens."""
+    policy = policy_forward(apply_fn, params, batch, temperature=1.0)
+    return jnp.sum(jnp.where(batch.mask, policy.logprobs, 0.0), axis=1)
+
+
+def _terms(
+    logps: Array, reference: Array, weight: Array, config: PreferenceConfig
+) -> tuple[Array, Metrics]:
+    """Losses of the pairs from [2B] log-probs, chosen first; and their metrics."""
+    chosen, rejected = jnp.split(logps, 2)
+    terms = preference_loss(
+        chosen,
+        rejected,
+        *jnp.split(reference, 2),
+        kind=config.kind,
+        beta=config.beta,
+        label_smoothing=config.label_smoothing,
+    )
+    better, worse = jnp.split(implicit_reward(logps, reference, beta=config.beta), 2)
+    loss, counts = masked_sum(terms * weight, weight > 0)[0], weight > 0
+    return terms, Metrics.of(
+        {
+            "preference/loss": (loss, jnp.sum(weight)),
+            "preference/accuracy": masked_sum(pairwise_accuracy(better, worse), counts),
+            "preference/margin": masked_sum(better - worse, counts),
+            "preference/chosen_logps": masked_sum(chosen, counts),
+            "preference/rejected_logps": masked_sum(rejected, counts),
+        }
+    )
