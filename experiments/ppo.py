@@ -34,6 +34,7 @@ from experiments.rollouts import (
 )
 from experiments.runs import (
     RunConfig,
+    ShowRollout,
     TokenMeter,
     count_params,
     resume_state,
@@ -43,6 +44,7 @@ from experiments.runs import (
 from experiments.stages import Stage, load_stage, pad_id, save_model_files
 from rlhf_jax.data import collate_prompts, make_loader
 from rlhf_jax.errors import UserError
+from rlhf_jax.models import CacheDType
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import (
     data_parallel,
@@ -94,6 +96,10 @@ class Config(RunConfig):
     """The algorithm."""
     stop_text: str | None = None
     """Tokens of this text end a response, too, besides the end token."""
+    prompt_buckets: tuple[int, ...] = ()
+    """Widths below prompt_length; a batch gets the least that holds its prompts."""
+    cache_dtype: CacheDType | None = None
+    """Of keys and values while sampling; none for that of the activations."""
     critic: Literal["reward", "head"] = "reward"
     """A network of its own from the reward model, or a head on the policy's trunk."""
     optim: OptimConfig = OptimConfig(learning_rate=3e-4, schedule="linear", eps=1e-5)
@@ -113,6 +119,12 @@ class Config(RunConfig):
                 f"episodes = {self.episodes}: expected at least one batch of "
                 f"batch_size = {self.batch_size}"
             )
+        for name in ("batch_size", "eval_samples"):
+            if getattr(self, name) % self.ppo.sampling.completions:
+                raise UserError(
+                    f"{name} = {getattr(self, name)}: expected a multiple of "
+                    f"ppo.sampling.completions = {self.ppo.sampling.completions}"
+                )
 
 
 def main(config: Config) -> dict[str, float]:
@@ -131,14 +143,27 @@ def main(config: Config) -> dict[str, float]:
     check_lengths(config, policy.model.max_length)
     examples, eval_examples = read_prompts(config, tokenizer)
     collate = functools.partial(
-        collate_prompts, length=config.prompt_length, pad_id=pad_id(tokenizer)
+        collate_prompts,
+        length=(*config.prompt_buckets, config.prompt_length),
+        pad_id=pad_id(tokenizer),
     )
+    completions = ppo.sampling.completions
     loader = make_loader(
-        examples, batch_size=config.batch_size, seed=config.seed, collate=collate
+        examples,
+        batch_size=config.batch_size // completions,
+        seed=config.seed,
+        collate=collate,
     )
     total = config.episodes // config.batch_size
     run_key = jax.random.key(config.seed)
-    nets = make_networks(policy, reward, config.critic, adapters=lora, key=run_key)
+    nets = make_networks(
+        policy,
+        reward,
+        config.critic,
+        adapters=lora,
+        cache_dtype=config.cache_dtype,
+        key=run_key,
+    )
     judge = reward.whole() if isinstance(reward, Stage) else {}
     show_plan(
         f"PPO, {config.episodes:,} episodes, reward {config.reward}",
@@ -155,12 +180,16 @@ def main(config: Config) -> dict[str, float]:
     # One tree, so that what policy, reference and reward model share is there once.
     ref_params, judge, frozen = replicate((policy.params, judge, nets.frozen), devices)
     score = make_scorer(reward, judge, config.reward_kind, tokenizer, devices)
-    experience_of = make_experience(nets, ppo, score, ref_params, frozen, devices)
+    show_rollout = ShowRollout()
+    experience_of = make_experience(
+        nets, ppo, score, ref_params, frozen, devices, report=show_rollout.report()
+    )
     update = functools.partial(policy_step, config=ppo)
     update = data_parallel(update, devices, donate_state=True)
     tx = make_optimizer(config.optim, total * ppo.epochs * ppo.minibatches)
     state = create_policy_state(nets.apply_fn, nets.params, tx, kl_coef=ppo.kl.coef)
-    asked = [eval_examples[i % len(eval_examples)] for i in range(config.eval_samples)]
+    count = config.eval_samples // completions
+    asked = [eval_examples[i % len(eval_examples)] for i in range(count)]
     evaluate = functools.partial(
         evaluate_policy,
         experience_of,
@@ -193,7 +222,7 @@ def main(config: Config) -> dict[str, float]:
         MetricsLogger(run_dir, config.tracking, restored_step=restored) as logger,
         progress("PPO", total, done=start) as advance,
     ):
-        meter = TokenMeter()
+        meter, show_rollout.on = TokenMeter(), advance
         for step in range(start + 1, total + 1):
             sample_key, update_key = jax.random.split(jax.random.fold_in(run_key, step))
             rollout, _, experience, objective = experience_of(

@@ -14,8 +14,10 @@ from experiments.stages import Stage, load_stage
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import (
     ActorCritic,
+    CacheDType,
     ScoreModel,
     actor_critic_apply,
+    decode_layout,
     init_head,
     lora,
     policy_apply,
@@ -48,6 +50,8 @@ class Networks(NamedTuple):
 
     apply_fn: ApplyFn
     ref_apply_fn: ApplyFn
+    sample_fn: ApplyFn  # the policy alone, with the cache that sampling is to have
+    layout: Callable[[Params], Params]  # of ``params``: those of ``sample_fn``
     params: Params  # of policy and critic, as far as they are trained
     frozen: Params | None  # the rest of them
     params_path: str  # of the policy within a checkpoint of the state
@@ -86,16 +90,20 @@ def make_networks(
     critic: Literal["reward", "head"],
     *,
     adapters: lora.LoraConfig | None,
+    cache_dtype: CacheDType | None,
     key: Array,
 ) -> Networks:
     """The policy with the critic that is asked for; with adapters, they are trained."""
     ref_apply_fn = policy_apply(policy.model)
+    sample_fn = policy_apply(dataclasses.replace(policy.model, cache_dtype=cache_dtype))
     trained, frozen = split_params(policy.params, adapters, key=key)
     if critic == "head":
         head = init_head(ActorCritic(policy.model), "value_head", key=key)
         params = trained | {"value_head": head}
         apply_fn = actor_critic_apply(policy.model)
-        return Networks(apply_fn, ref_apply_fn, params, frozen, "params")
+        return Networks(
+            apply_fn, ref_apply_fn, sample_fn, decode_layout, params, frozen, "params"
+        )
     if not isinstance(reward, Stage):
         raise UserError(
             "--critic reward: the reward is a function, there is no network to start a "
@@ -106,6 +114,8 @@ def make_networks(
     return Networks(
         apply_fn,
         ref_apply_fn,
+        sample_fn,
+        layout=lambda params: decode_layout(params["policy"]),
         params={"policy": trained, "critic": judge},
         frozen=None if frozen is None else {"policy": frozen, "critic": judge_frozen},
         params_path="params/policy",
@@ -207,12 +217,19 @@ def make_experience(
     ref_params: Params,
     frozen: Params | None,
     devices: Devices,
+    report: Callable[..., None] | None = None,
 ) -> Callable[[PolicyState, TokenBatch, Array], Sampled]:
     """A function ``(state, prompts, key)``: samples, scores, compares, looks ahead.
 
-    The parameters are those on every device.
+    The parameters are those on every device. ``report`` is told how a rollout goes on.
     """
-    sample = functools.partial(sample_step, apply_fn=nets.apply_fn, config=ppo)
+    sample = functools.partial(
+        sample_step,
+        apply_fn=nets.sample_fn,
+        config=ppo.sampling,
+        layout=nets.layout,
+        report=report,
+    )
     prepare = functools.partial(
         experience_step, ref_apply_fn=nets.ref_apply_fn, config=ppo
     )

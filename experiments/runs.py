@@ -1,7 +1,9 @@
 """What every training script does around its loop: options, checkpoints, plan, rate."""
 
 import dataclasses
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from rlhf_jax import checkpoint
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import DType, TransformerConfig, lora
 from rlhf_jax.parallel import Devices
+from rlhf_jax.sampling import RolloutMeter
 from rlhf_jax.terminal import memory_estimate, print_plan
 from rlhf_jax.tracking import TrackingConfig
 from rlhf_jax.types import Array, Params
@@ -171,3 +174,18 @@ class TokenMeter:
         self.last = self._tokens / (now - self._since)
         self._since, self._tokens = now, 0
         return self.last
+
+
+class ShowRollout:
+    """Puts the numbers of a running rollout beside the bar of its stage."""
+
+    def __init__(self):
+        self.on: Callable[..., None] | None = None  # of `terminal.progress`
+
+    def report(self) -> Callable[..., None] | None:
+        """For ``generate``; None where nobody looks, so that no host is called."""
+        return RolloutMeter(self._show) if sys.stdout.isatty() else None
+
+    def _show(self, numbers: dict[str, float]) -> None:
+        if self.on is not None:
+            self.on(numbers, steps=0)

@@ -28,7 +28,7 @@ PLAIN_WIDTH = 100  # columns of a table that is written to a file or a pipe
 @contextmanager
 def progress(
     description: str, total: int, *, done: int
-) -> Iterator[Callable[[Mapping[str, float]], None]]:
+) -> Iterator[Callable[..., None]]:
     """Shows how far a stage is; silent when stdout is not a terminal. No reference.
 
     Args:
@@ -37,7 +37,8 @@ def progress(
       done: steps that an earlier run has made already.
 
     Yields:
-      A function to call after each step with the numbers to show beside the bar.
+      A function to call after each step with the numbers to show beside the bar; with
+      ``steps=0`` it shows numbers in the middle of one.
 
     >>> with progress("ppo", 2, done=0) as advance:
     ...     for step in range(2):
@@ -56,9 +57,9 @@ def progress(
     with bar:
         task = bar.add_task(description, total=total, completed=done, numbers="")
 
-        def advance(numbers: Mapping[str, float]) -> None:
+        def advance(numbers: Mapping[str, float], steps: int = 1) -> None:
             shown = "  ".join(f"{k} {float(v):.3g}" for k, v in numbers.items())
-            bar.update(task, advance=1, numbers=shown)
+            bar.update(task, advance=steps, numbers=shown)
 
         yield advance
 

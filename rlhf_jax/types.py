@@ -88,9 +88,13 @@ class Rollout:
     """What the policy answered. ``batch.mask`` is "emitted by the policy"."""
 
     batch: TokenBatch  # prompt (left-padded) and response (right-padded)
-    logprobs: Array  # [B, T] float32 nats, at the sampling temperature
+    logprobs: Array  # [B, T] float32 nats, at the sampling temperature: the loss's
     truncated: Array  # [B] bool: no stop token within the budget
     row: Array  # [B] int32: global row, which owns the key and the order
+    raw_logprobs: Array  # [B, T] float32 nats, at temperature 1, nothing left out
+    processed_logprobs: Array  # [B, T] float32 nats, after temperature and truncation
+    kept: Array | None = None  # [B, T, ⌈V/8⌉] uint8: bits of the tokens that truncation
+    # left, if asked for; logprobs are then over those alone, and so are the loss's
 
 
 @struct.dataclass

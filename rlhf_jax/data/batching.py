@@ -82,13 +82,15 @@ def right_padded(
 
 
 def collate_prompts(
-    examples: Sequence[Prompt[TokenIds]], *, length: int, pad_id: int
+    examples: Sequence[Prompt[TokenIds]], *, length: int | Sequence[int], pad_id: int
 ) -> TokenBatch:
     """Prompts for generation, left-padded. No reference.
 
     Args:
       examples: B tokenized prompts.
-      length: columns T, at least ``max_prompt_length`` of their tokenizing.
+      length: columns T, at least ``max_prompt_length`` of their tokenizing; or several
+        (buckets), of which the least that holds the longest prompt is taken: batches
+        of short prompts then cost less, and each bucket compiles once.
       pad_id: any id.
 
     Returns:
@@ -99,8 +101,14 @@ def collate_prompts(
 
     >>> collate_prompts([Prompt((1, 7))], length=3, pad_id=0).segment_ids.tolist()
     [[0, 1, 1]]
+    >>> collate_prompts([Prompt((1, 7))], length=(2, 4), pad_id=0).tokens.shape
+    (1, 2)
     """
-    return left_padded([e.prompt for e in examples], length=length, pad_id=pad_id)
+    prompts = [e.prompt for e in examples]
+    if not isinstance(length, int):
+        longest = max(map(len, prompts), default=0)
+        length = min((n for n in length if n >= longest), default=max(length))
+    return left_padded(prompts, length=length, pad_id=pad_id)
 
 
 def collate_demonstrations(

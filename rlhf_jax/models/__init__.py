@@ -17,7 +17,7 @@ from rlhf_jax.models.heads import (
     score_params_from_policy,
     separate_critic_apply,
 )
-from rlhf_jax.models.transformer import Transformer, unstack_layers
+from rlhf_jax.models.transformer import Transformer, decode_layout, unstack_layers
 
 __all__ = [
     "ActorCritic",
@@ -32,6 +32,7 @@ __all__ = [
     "TransformerConfig",
     "ValueHead",
     "actor_critic_apply",
+    "decode_layout",
     "init_head",
     "init_params",
     "num_params",

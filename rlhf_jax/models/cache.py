@@ -151,4 +151,3 @@ class KVCache:
         )
         segments = put(self.segment_ids, fresh.segment_ids, 1)
         return KVCache(layers, segments, self.index)
-

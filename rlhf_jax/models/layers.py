@@ -18,6 +18,7 @@ from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.rope import rotate
 from rlhf_jax.types import Array
 
+
 class Projection(nn.Module):
     """x·W + b, and a low-rank term where the parameters have one (`models.lora`).
 
@@ -123,7 +124,11 @@ class Attention(nn.Module):
         """Queries, keys and values of the tokens, normalised and turned."""
         c = self.config
         rows = view.mask_BTS.shape[:2]
-        q_NO, k_NO = self.q_proj(x_ND), self.k_proj(x_ND)
+        q_NO, k_NO, v_NO = self.q_proj(x_ND), self.k_proj(x_ND), self.v_proj(x_ND)
+        if view.column is not None:
+            # Else the compiler for TPU wants these products in the cache's layout and,
+            # for that, transposed copies of their weights: 0.2 GB at 1B parameters.
+            q_NO, k_NO, v_NO = jax.lax.optimization_barrier((q_NO, k_NO, v_NO))
         if c.qk_norm == "all":
             q_NO, k_NO = self.q_norm(q_NO), self.k_norm(k_NO)
         q_BTHd = q_NO.reshape(*rows, c.n_heads, c.d_head)
@@ -133,7 +138,7 @@ class Attention(nn.Module):
         if view.cos_BTF is not None and view.sin_BTF is not None:
             q_BTHd = rotate(q_BTHd, view.cos_BTF, view.sin_BTF)
             k_BTKd = rotate(k_BTKd, view.cos_BTF, view.sin_BTF)
-        return q_BTHd, k_BTKd, self.v_proj(x_ND).reshape(k_BTKd.shape)
+        return q_BTHd, k_BTKd, v_NO.reshape(k_BTKd.shape)
 
 
 ACTIVATIONS = {

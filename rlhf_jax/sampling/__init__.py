@@ -2,5 +2,6 @@
 
 from rlhf_jax.sampling.config import SamplingConfig
 from rlhf_jax.sampling.generate import generate
+from rlhf_jax.sampling.meter import RolloutMeter
 
-__all__ = ["SamplingConfig", "generate"]
+__all__ = ["RolloutMeter", "SamplingConfig", "generate"]

@@ -1,5 +1,13 @@
-"""Prompts to responses: prefill, then one token a row and step until all have ended."""
+"""Prompts to responses: slots that decode, and are filled again when they are free.
 
+One compiled graph. Every step draws one token in each slot that has not ended. With as
+many slots as rows nothing waits; with fewer, the other prompts are a queue: as soon as
+enough slots are free, the next ones are read and take their places, so that the whole
+costs about the tokens that it draws, whatever the longest response is.
+"""
+
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -8,25 +16,35 @@ import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.masking import is_stop, response_mask
-from rlhf_jax.ops.logits import (
-    min_p_mask,
-    scale_by_temperature,
-    top_k_mask,
-    top_p_mask,
-)
 from rlhf_jax.sampling.config import SamplingConfig
+from rlhf_jax.sampling.draw import Drawn, draw
+from rlhf_jax.sampling.prefill import prefill
 from rlhf_jax.types import ApplyFn, Array, Params, Rollout, TokenBatch
 
+REPORT_EVERY = 16  # steps between two reports of a long rollout
 
-class _Loop(NamedTuple):
-    """What one decoding step hands to the next."""
 
-    step: Array  # [] int32: how many tokens are drawn
-    last: Array  # [B] int32: the token to be read next
-    running: Array  # [B] bool
-    tokens: Array  # [B, R] int32
-    logprobs: Array  # [B, R] float32
+class _Slots(NamedTuple):
+    """What one step hands to the next. S slots, N rows to answer, R tokens of each."""
+
+    row: Array  # [S] int32: the row that a slot answers
+    drawn: Array  # [S] int32: how many of its tokens are drawn
+    last: Array  # [S] int32: the token to be read next
+    length: Array  # [S] int32: tokens of its prompt
+    running: Array  # [S] bool
+    queued: Array  # [] int32: the next prompt to be read
+    step: Array  # [] int32: steps of all slots
+    tokens_drawn: Array  # [] int32: by all slots
     cache: Any
+    found: Drawn  # [N, R, …]
+
+
+class Queue(NamedTuple):
+    """All prompts, M of them, with K responses each to be drawn: N = M·K."""
+
+    prompts: TokenBatch  # [M, P]
+    rows: Array  # [N] int32: global rows
+    uniform: Array  # [N, R] float32
 
 
 def generate(
@@ -37,32 +55,39 @@ def generate(
     key: Array,
     config: SamplingConfig,
     rows: Array | None = None,
+    report: Callable[..., None] | None = None,
 ) -> Rollout:
-    """Draws one response a prompt: y_t ~ truncate(π(· | x, y_<t)^(1/τ)).
+    """Draws K responses a prompt: y_t ~ truncate(π(· | x, y_<t)^(1/τ)).
 
-    No reference. Row b draws with ``fold_in(fold_in(key, rows[b]), t)``, so that the
-    same prompts get the same tokens in any split of the batch and on any number of
-    devices, up to the rounding of the logits. The loop ends when every row has.
+    No reference; slots are the continuous batching of Orca (Yu et al., OSDI 2022).
+    Token t of global row r is drawn with ``fold_in(fold_in(key, r), t)``, so that the
+    same prompts get the same tokens in any split of the batch, on any number of devices
+    and of slots, up to the rounding of the logits.
 
     Args:
-      apply_fn: the policy.
+      apply_fn: the policy. Its cache needs ``repeat`` where prompts have several
+        completions, and ``insert`` where there are fewer slots than rows
+        (`models.KVCache`).
       params: its parameters.
-      prompts: [B, P], left-padded, one prompt a row (segment 1); the mask is not looked
+      prompts: [M, P], left-padded, one prompt a row (segment 1); the mask is not looked
         at, nor are the tokens under padding, which are handed on as they are.
       key: PRNG key.
-      config: how to draw; its ``max_new_tokens`` is R below.
-      rows: [B] int32 global rows; None for 0 … B − 1.
+      config: how to draw; K ``completions`` of R ``max_new_tokens`` at most.
+      rows: [M] int32 global rows of the prompts, None for 0 … M − 1; completion k of
+        prompt r is the global row r·K + k.
+      report: called on the host every 16 steps, and not waited for, with the counts
+        that `RolloutMeter` takes.
 
     Returns:
-      Rollout of [B, P+R]. The mask is that of ``masking.response_mask``; logprobs are
-      those of the whole distribution at the temperature, not of the truncated one, and
-      0 outside the mask. After its stop token a row has ``pad_id`` in segment 0. A row
-      whose last column is padding, as one added to fill a batch, has no prompt to
-      answer: its response is empty and not truncated.
+      Rollout of [M·K, P+R], the completions of a prompt one after the other, in the
+      order of the prompts. The mask is that of ``masking.response_mask``; log-probs are
+      0 outside it. After its stop token a row has ``pad_id`` in segment 0. A row whose
+      last column is padding, as one added to fill a batch, has no prompt to answer: its
+      response is empty and not truncated.
 
     Raises:
-      UserError: prompts without a column. A response that exceeds the context is
-        refused by the model.
+      UserError: prompts without a column; slots that do not hold whole groups. A
+        response that exceeds the context is refused by the model.
 
     >>> coin = lambda params, batch, **_: ModelOutput(
     ...     jnp.zeros((*batch.tokens.shape, 2)), cache=())
@@ -74,117 +99,222 @@ def generate(
     >>> rollout.batch.tokens.shape, rollout.logprobs[0, 1].round(4).item()
     ((3, 5), -0.6930999755859375)
     """
+    queue = _make_queue(prompts, rows, key, config)
+    count = queue.rows.shape[0]
+    slots = count if config.slots is None else min(config.slots, count)
+    step = partial(_decode, apply_fn, params, queue, config, report)
+    refill = partial(_refill, apply_fn, params, queue, config)
+    start = _start(apply_fn, params, queue, config, slots)
+    if slots == count:
+        end = jax.lax.while_loop(lambda s: jnp.any(s.running), step, start)
+        return _rollout(queue, end.found, config)
+
+    def waiting(s: _Slots) -> Array:
+        return s.queued < prompts.tokens.shape[0]
+
+    def decoding(s: _Slots) -> Array:
+        """Until a refill is due; its slots are then free, for nothing else ends it."""
+        free = slots - jnp.sum(s.running)
+        due = waiting(s) & (free >= config.refill * config.completions)
+        return jnp.any(s.running) & ~due
+
+    def turn(s: _Slots) -> _Slots:
+        return jax.lax.while_loop(decoding, step, refill(s))
+
+    # The loop first decodes: the slots that there are were filled to start with.
+    end = jax.lax.while_loop(decoding, step, start)
+    end = jax.lax.while_loop(waiting, turn, end)
+    return _rollout(queue, end.found, config)
+
+
+def _make_queue(
+    prompts: TokenBatch, rows: Array | None, key: Array, config: SamplingConfig
+) -> Queue:
     chex.assert_rank(prompts.tokens, 2)
-    batch_size, width = prompts.tokens.shape
+    count, width = prompts.tokens.shape
     if width == 0:
         raise UserError("prompts are [B, 0]: give each row one token to start from")
-    rows = jnp.arange(batch_size, dtype=jnp.int32) if rows is None else rows
-    chex.assert_shape(rows, (batch_size,))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-    lengths = jnp.sum(prompts.segment_ids > 0, axis=1, dtype=jnp.int32)
-
-    def unfinished(loop: _Loop) -> Array:
-        return (loop.step < config.max_new_tokens) & jnp.any(loop.running)
-
-    def decode(loop: _Loop) -> _Loop:
-        batch = _one_column(loop.last, loop.running, lengths - 1 + loop.step)
-        output = apply_fn(params, batch, cache=loop.cache)
-        logits = scale_by_temperature(output.logits[:, 0], config.temperature)
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, loop.step)
-        tokens, logprobs = _draw(logits, step_keys, config)
-        tokens = jnp.where(loop.running, tokens, config.pad_id)
-        logprobs = jnp.where(loop.running, logprobs, 0.0)
-        stop = is_stop(tokens, loop.step, config.stop_ids, config.stop_after)
-        return _Loop(
-            step=loop.step + 1,
-            last=tokens,
-            running=loop.running & ~stop,
-            tokens=loop.tokens.at[:, loop.step].set(tokens),
-            logprobs=loop.logprobs.at[:, loop.step].set(logprobs),
-            cache=output.cache,
+    if config.slots is not None and config.slots % config.completions:
+        raise UserError(
+            f"slots={config.slots}: set it to a multiple of completions="
+            f"{config.completions}, so that all of a prompt's are decoded together"
         )
-
-    loop = _start(apply_fn, params, prompts, config)
-    loop = jax.lax.while_loop(unfinished, decode, loop)
-    return _rollout(prompts, loop, rows, config)
+    rows = jnp.arange(count, dtype=jnp.int32) if rows is None else rows
+    chex.assert_shape(rows, (count,))
+    completions = jnp.arange(config.completions, dtype=jnp.int32)
+    rows = (rows[:, None] * config.completions + completions[None]).reshape(-1)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    times = jnp.arange(config.max_new_tokens)
+    each = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))
+    uniform = jax.vmap(lambda key: each(jnp.broadcast_to(key, times.shape), times))
+    return Queue(prompts, rows, uniform(keys))
 
 
 def _start(
-    apply_fn: ApplyFn, params: Params, prompts: TokenBatch, config: SamplingConfig
-) -> _Loop:
-    """Reads the prompts up to their last token, which the first step reads.
-
-    Nobody looks at the logits of this call, so that the compiler drops them: for a long
-    prompt and a real vocabulary they would be the largest array of all.
-    """
-    batch_size, width = prompts.tokens.shape
-    context = jax.tree.map(lambda x: x[:, :-1], prompts)
-    size = width + config.max_new_tokens
-    shape = (batch_size, config.max_new_tokens)
-    return _Loop(
-        step=jnp.zeros((), jnp.int32),
-        last=prompts.tokens[:, -1],
-        running=prompts.segment_ids[:, -1] > 0,
-        tokens=jnp.full(shape, config.pad_id, jnp.int32),
-        logprobs=jnp.zeros(shape, jnp.float32),
-        cache=apply_fn(params, context, cache_size=size).cache,
+    apply_fn: ApplyFn,
+    params: Params,
+    queue: Queue,
+    config: SamplingConfig,
+    slots: int,
+) -> _Slots:
+    """The first prompts, read into as many slots."""
+    held = slots // config.completions
+    first = jax.tree.map(lambda x: x[:held], queue.prompts)
+    columns = first.tokens.shape[1] + config.max_new_tokens
+    cache = prefill(
+        apply_fn, params, first, columns=columns, chunk=config.prefill_chunk
+    )
+    each = partial(_repeat, times=config.completions)
+    room = (queue.rows.shape[0], config.max_new_tokens)
+    zeros, kept = jnp.zeros(room, jnp.float32), None
+    if config.keep_sets:
+        last = jax.tree.map(lambda x: x[:, -1:], first)
+        logits = jax.eval_shape(apply_fn, params, last, cache=cache).logits
+        kept = jnp.zeros((*room, -(-logits.shape[-1] // 8)), jnp.uint8)
+    tokens = jnp.full(room, config.pad_id, jnp.int32)
+    return _Slots(
+        row=jnp.arange(slots, dtype=jnp.int32),
+        drawn=jnp.zeros((slots,), jnp.int32),
+        last=each(first.tokens[:, -1]),
+        length=each(_lengths(first)),
+        running=each(first.segment_ids[:, -1] > 0),
+        queued=jnp.int32(held),
+        step=jnp.int32(0),
+        tokens_drawn=jnp.int32(0),
+        cache=cache if config.completions == 1 else cache.repeat(config.completions),
+        found=Drawn(tokens, zeros, zeros, zeros, kept),
     )
 
 
-def _one_column(tokens: Array, real: Array, positions: Array) -> TokenBatch:
-    """[B] arrays as a batch of one token a row; rows that are not real are padding."""
-    return TokenBatch(
-        tokens=tokens[:, None],
-        segment_ids=real[:, None].astype(jnp.int32),
-        positions=jnp.where(real, positions, 0)[:, None],
-        mask=real[:, None],
+def _refill(
+    apply_fn: ApplyFn,
+    params: Params,
+    queue: Queue,
+    config: SamplingConfig,
+    s: _Slots,
+) -> _Slots:
+    """The next prompts take the places of rows that have ended."""
+    count, slots = queue.prompts.tokens.shape[0], s.row.shape[0]
+    wanted = s.queued + jnp.arange(config.refill, dtype=jnp.int32)
+    at = jnp.minimum(wanted, count - 1)
+    new = jax.tree.map(lambda x: x[at], queue.prompts)
+    fresh = prefill(apply_fn, params, new, columns=None, chunk=config.prefill_chunk)
+    each = partial(_repeat, times=config.completions)
+    if config.completions > 1:
+        fresh = fresh.repeat(config.completions)
+    exists = each(wanted < count)
+    free = jnp.argsort(s.running, stable=True)[: exists.shape[0]]
+    free = jnp.where(exists, free, slots)  # no slot: dropped
+    completions = jnp.arange(config.completions, dtype=jnp.int32)
+    row = (wanted[:, None] * config.completions + completions[None]).reshape(-1)
+    put = lambda held, x: held.at[free].set(x, mode="drop")
+    return s._replace(
+        row=put(s.row, row),
+        drawn=put(s.drawn, 0),
+        last=put(s.last, each(new.tokens[:, -1])),
+        length=put(s.length, each(_lengths(new))),
+        running=put(s.running, each(new.segment_ids[:, -1] > 0)),
+        queued=s.queued + config.refill,
+        cache=s.cache.insert(fresh, free),
     )
 
 
-def _draw(logits: Array, keys: Array, config: SamplingConfig) -> tuple[Array, Array]:
-    """One token a row from scaled logits [B, V], and its log-prob before truncation.
+def _decode(
+    apply_fn: ApplyFn,
+    params: Params,
+    queue: Queue,
+    config: SamplingConfig,
+    report: Callable[..., None] | None,
+    s: _Slots,
+) -> _Slots:
+    """One token in every slot that runs."""
+    read = TokenBatch(
+        tokens=s.last[:, None],
+        segment_ids=s.running[:, None].astype(jnp.int32),
+        positions=jnp.where(s.running, s.length - 1 + s.drawn, 0)[:, None],
+        mask=s.running[:, None],
+    )
+    output = apply_fn(params, read, cache=s.cache)
+    new = draw(output.logits[:, 0], queue.uniform[s.row, s.drawn], config)
+    row = jnp.where(s.running, s.row, queue.rows.shape[0])  # no row: dropped
+    put = lambda held, x: held.at[row, s.drawn].set(x, mode="drop")
+    stop = is_stop(new.tokens, s.drawn, config.stop_ids, config.stop_after)
+    drawn = s.drawn + s.running
+    if report is not None:
+        _report(report, queue, s)
+    return s._replace(
+        drawn=drawn,
+        last=new.tokens,
+        running=s.running & ~stop & (drawn < config.max_new_tokens),
+        step=s.step + 1,
+        tokens_drawn=s.tokens_drawn + jnp.sum(s.running),
+        cache=output.cache,
+        found=jax.tree.map(put, s.found, new),
+    )
 
-    By inverse CDF: one uniform number a row instead of V Gumbel variables.
-    """
-    kept = logits
-    if config.top_k is not None:
-        kept = top_k_mask(kept, config.top_k)
-    if config.top_p is not None:
-        kept = top_p_mask(kept, config.top_p)
-    if config.min_p is not None:
-        kept = min_p_mask(kept, config.min_p)
-    probs = jax.nn.softmax(kept, axis=-1)
-    cumulative = jnp.where(probs > 0, jnp.cumsum(probs, axis=-1), 0.0)
-    # The maximum rather than the last entry: a parallel sum need not be monotone, and
-    # a threshold above every kept entry would select a token that was excluded.
-    total = jnp.max(cumulative, axis=-1)
-    uniform = jax.vmap(jax.random.uniform)(keys)
-    tokens = jnp.argmax(cumulative > (uniform * total)[:, None], axis=-1)
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+
+def _report(report: Callable[..., None], queue: Queue, s: _Slots) -> None:
+    """Tells the host, now and then; the device does not wait for it."""
+    completions = queue.rows.shape[0] // queue.prompts.tokens.shape[0]
+    busy = jnp.sum(s.running)
+    begun = jnp.minimum(s.queued * completions, queue.rows.shape[0])
+    jax.lax.cond(
+        s.step % REPORT_EVERY == 0,
+        lambda: jax.debug.callback(
+            report,
+            source=queue.rows[0],
+            step=s.step,
+            tokens=s.tokens_drawn,
+            busy=busy,
+            slots=s.row.shape[0],
+            ended=begun - busy,
+            rows=queue.rows.shape[0],
+            budget=queue.uniform.shape[1],
+        ),
+        lambda: None,
+    )
 
 
-def _rollout(
-    prompts: TokenBatch, loop: _Loop, rows: Array, config: SamplingConfig
-) -> Rollout:
+def _rollout(queue: Queue, found: Drawn, config: SamplingConfig) -> Rollout:
     """Puts prompts and responses together, aligned as ``types`` says."""
-    tokens = jnp.concatenate([prompts.tokens, loop.tokens], axis=1)
+    prompts: TokenBatch = jax.tree.map(
+        partial(_repeat, times=config.completions), queue.prompts
+    )
+    width = prompts.tokens.shape[1]
+    tokens = jnp.concatenate([prompts.tokens, found.tokens], axis=1)
     mask, truncated = response_mask(
-        tokens,
-        start=prompts.tokens.shape[1],
-        stop_ids=config.stop_ids,
-        stop_after=config.stop_after,
+        tokens, start=width, stop_ids=config.stop_ids, stop_after=config.stop_after
     )
     answered = prompts.segment_ids[:, -1] > 0
     mask = mask & answered[:, None]
-    real = mask | (
-        jnp.pad(prompts.segment_ids, ((0, 0), (0, loop.tokens.shape[1]))) > 0
-    )
-    logprobs = jnp.pad(loop.logprobs, ((0, 0), (prompts.tokens.shape[1], 0)))
+    asked = jnp.pad(prompts.segment_ids > 0, ((0, 0), (0, config.max_new_tokens)))
+    real = mask | asked
     batch = TokenBatch(
         tokens=tokens,
         segment_ids=real.astype(jnp.int32),
         positions=jnp.maximum(jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1, 0),
         mask=mask,
     )
-    return Rollout(batch, logprobs, truncated & answered, rows)
+    align = lambda x: jnp.pad(x, ((0, 0), (width, 0)))
+    kept = found.kept
+    if kept is not None:  # outside the mask every token is possible
+        kept = jnp.pad(kept, ((0, 0), (width, 0), (0, 0)))
+        kept = jnp.where(mask[..., None], kept, jnp.uint8(255))
+    loss = found.logprobs if kept is None else found.processed_logprobs
+    return Rollout(
+        batch,
+        logprobs=align(loss),
+        truncated=truncated & answered,
+        row=queue.rows,
+        raw_logprobs=align(found.raw_logprobs),
+        processed_logprobs=align(found.processed_logprobs),
+        kept=kept,
+    )
+
+
+def _repeat(x: Array, times: int) -> Array:
+    return x if times == 1 else jnp.repeat(x, times, axis=0)
+
+
+def _lengths(prompts: TokenBatch) -> Array:
+    return jnp.sum(prompts.segment_ids > 0, axis=1, dtype=jnp.int32)

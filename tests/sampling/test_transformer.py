@@ -96,7 +96,7 @@ def test_halves_of_the_batch_get_the_tokens_of_the_whole(params, prompts, key):
         part = jax.tree.map(lambda x, half=half: x[half], prompts)
         rows = jnp.arange(16, dtype=jnp.int32)[half]
         rollout = sample(APPLY, params, part, key=key, config=SAMPLING, rows=rows)
-        _assert_same(rollout, jax.tree.map(lambda x, half=half: x[half], whole))
+        assert_same(rollout, jax.tree.map(lambda x, half=half: x[half], whole))
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
@@ -112,13 +112,18 @@ def test_any_number_of_devices_gets_the_same_tokens(params, prompts, key, device
     rows = jnp.arange(16, dtype=jnp.int32)
     split = lambda x: x.reshape(devices, -1, *x.shape[1:])
     rollout = draw(params, jax.tree.map(split, prompts), key, split(rows))
-    _assert_same(jax.tree.map(lambda x: x.reshape(16, *x.shape[2:]), rollout), whole)
+    assert_same(jax.tree.map(lambda x: x.reshape(16, *x.shape[2:]), rollout), whole)
 
 
-def _assert_same(rollout, expected):
+LOGPROBS = ("logprobs", "raw_logprobs", "processed_logprobs")
+
+
+def assert_same(rollout, expected):
     """Everything to the bit, log-probs to the rounding of another batch size."""
-    chex.assert_trees_all_close(rollout.logprobs, expected.logprobs, atol=1e-5)
-    zeros = lambda r: dataclasses.replace(r, logprobs=jnp.zeros(()))
+    for name in LOGPROBS:
+        found, wanted = getattr(rollout, name), getattr(expected, name)
+        chex.assert_trees_all_close(found, wanted, atol=1e-5)
+    zeros = lambda r: dataclasses.replace(r, **dict.fromkeys(LOGPROBS, jnp.zeros(())))
     chex.assert_trees_all_equal(zeros(rollout), zeros(expected))
 
 

@@ -1,0 +1,96 @@
+"""What the machine allows: the products that decoding cannot do without, and its rates.
+
+Decoding a token multiplies each weight matrix once; nothing that a decoder does is
+faster than these products alone, at the same shapes and in the same process.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.timing import Workload
+from rlhf_jax.models import TransformerConfig
+from rlhf_jax.parallel import Devices, data_parallel, replicate, shard
+from rlhf_jax.types import Array
+
+STEPS = 64  # decoding steps in an iteration
+SIDE = 2_048  # of a square matrix
+READ = 2**28  # float32, 1 GiB
+
+
+def weight_products(
+    model: TransformerConfig, devices: Devices, *, rows: int
+) -> Workload:
+    """q, k, v, o, gate, up, down of every layer and the output, for ``rows`` tokens.
+
+    Every weight is an array of its own. A step's input depends on all products of the
+    step before; within a step they are independent.
+    """
+    normal = np.random.default_rng(0).standard_normal
+    shapes = product_shapes(model)
+    weights = [normal(shape, np.float32) * shape[0] ** -0.5 for shape in shapes]
+    inputs = {width: normal((rows, width), np.float32) for width, _ in shapes}
+    run = _on_devices(_multiply, weights, inputs, devices)
+    return Workload(run, rows * STEPS, "tokens/s")
+
+
+def product_shapes(model: TransformerConfig) -> list[tuple[int, int]]:
+    """[in, out] of each weight matrix that a token is multiplied with."""
+    width, heads = model.d_model, model.n_heads * model.d_head
+    kv_heads = model.n_kv_heads * model.d_head
+    layer = [
+        (width, heads),
+        (width, kv_heads),
+        (width, kv_heads),
+        (heads, width),
+        (width, model.d_ff),
+        (width, model.d_ff),
+        (model.d_ff, width),
+    ]
+    return layer * model.n_layers + [(width, model.vocab_size)]
+
+
+def matrix_rate() -> Workload:
+    """A product of square matrices on one device."""
+    x = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
+    multiply = jax.jit(jnp.matmul)
+    run = lambda: multiply(x, x).block_until_ready()
+    return Workload(run, 2 * SIDE**3 // 10**9, "GFLOP/s")
+
+
+def read_rate() -> Workload:
+    """The sum of 1 GiB on one device."""
+    x, total = jnp.ones(READ), jax.jit(jnp.sum)
+    run = lambda: total(x).block_until_ready()
+    return Workload(run, round(4 * READ / 1e9, 3), "GB/s")
+
+
+def _on_devices(
+    step: Callable, weights: Any, batch: Any, devices: Devices
+) -> Callable[[], Any]:
+    mapped = data_parallel(step, devices)
+    weights, batch = replicate(weights, devices), shard(batch, devices)
+    return lambda: jax.block_until_ready(mapped(weights, batch))
+
+
+def _multiply(
+    weights: list[Array], inputs: dict[int, Array], *, axis_name: str
+) -> dict[int, Array]:
+    """``STEPS`` times every product, of inputs that the last step's products move.
+
+    By their maxima: a sum of products the compiler could do without the products.
+    """
+    del axis_name  # rows are independent
+
+    def step(_, inputs: dict[int, Array]) -> dict[int, Array]:
+        maxima = (
+            jnp.max(inputs[w.shape[0]] @ w, axis=1, keepdims=True) for w in weights
+        )
+        moved = 1e-9 * functools.reduce(jnp.add, maxima)
+        return {width: x + moved for width, x in inputs.items()}
+
+    return jax.lax.fori_loop(0, STEPS, step, inputs)
