@@ -57,7 +57,7 @@ from rlhf_jax.types import (
 )
 
 PROMPT = 64  # tokens
-DECODE_ROWS, DECODE_NEW = 16, 128
+DECODE_ROWS, DECODE_NEW, DECODE_STAGES = 16, 128, 4
 SFT_ROWS, SFT_LENGTH = 8, 256
 PAIRS, PAIR_LENGTH = 8, 128
 PPO_PROMPTS, PPO_NEW, PPO_EPOCHS = 16, 64, 4
@@ -67,7 +67,7 @@ ADAMW = OptimConfig(learning_rate=1e-5, schedule="constant", max_grad_norm=1.0)
 
 def decode(model: TransformerConfig, devices: Devices) -> Workload:
     """W1: 16 prompts × 64 tokens, exactly 128 new tokens each, temperature 1."""
-    sampling = SamplingConfig(max_new_tokens=DECODE_NEW)
+    sampling = SamplingConfig(max_new_tokens=DECODE_NEW, stages=DECODE_STAGES)
     run = sampler(model, devices, rows=DECODE_ROWS, prompt=PROMPT, sampling=sampling)
     return Workload(run, DECODE_ROWS * DECODE_NEW, "new tokens/s")
 

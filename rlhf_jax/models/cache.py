@@ -121,6 +121,17 @@ class KVCache:
         )
         return KVCache(layers, segments, self.index)
 
+    def widen(self, columns: int) -> "KVCache":
+        """Room for more tokens: so many new columns, before the ring has come round."""
+
+        def pad(x: Array, _: Array, axis: int) -> Array:
+            room = [(0, 0)] * x.ndim
+            room[axis] = (0, columns)
+            return jnp.pad(x, room)
+
+        layers = tuple(layer.insert(layer, pad) for layer in self.layers)
+        return KVCache(layers, pad(self.segment_ids, self.segment_ids, 1), self.index)
+
     def insert(self, fresh: "KVCache", rows: Array) -> "KVCache":
         """The rows of another cache instead of these ones.
 

@@ -15,7 +15,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models.attention import soft_cap
 from rlhf_jax.models.cache import KVCache
 from rlhf_jax.models.config import TransformerConfig
-from rlhf_jax.models.layers import low_rank
+from rlhf_jax.models.layers import TRANSPOSED, low_rank, product_transposed
 from rlhf_jax.models.transformer import EMBEDDING_STD, Transformer
 from rlhf_jax.types import (
     ApplyFn,
@@ -74,12 +74,16 @@ class OutputProjection(nn.Module):
     def __call__(self, hidden_ND: Array) -> Array:
         c = self.config
         normal = nn.initializers.normal(EMBEDDING_STD)
-        kernel_DV = self.param(
-            "kernel", normal, (c.d_model, c.vocab_size), c.param_dtype
-        )
-        logits_NV = _dot_to_float32(
-            hidden_ND, kernel_DV.astype(c.dtype), (((1,), (0,)), ((), ()))
-        )
+        if self.has_variable("params", TRANSPOSED):
+            kernel_VD = self.get_variable("params", TRANSPOSED)
+            logits_NV = product_transposed(hidden_ND, kernel_VD, c).astype(jnp.float32)
+        else:
+            kernel_DV = self.param(
+                "kernel", normal, (c.d_model, c.vocab_size), c.param_dtype
+            )
+            logits_NV = _dot_to_float32(
+                hidden_ND, kernel_DV.astype(c.dtype), (((1,), (0,)), ((), ()))
+            )
         return logits_NV + low_rank(self, hidden_ND)
 
 

@@ -35,13 +35,33 @@ class Projection(nn.Module):
         c = self.config
         normal = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
         shape = (x_NI.shape[-1], self.features)
-        kernel_IO = self.param("kernel", normal, shape, c.param_dtype)
-        y_NO = x_NI @ kernel_IO.astype(c.dtype)
+        if self.has_variable("params", TRANSPOSED):
+            y_NO = product_transposed(x_NI, self.get_variable("params", TRANSPOSED), c)
+        else:
+            kernel_IO = self.param("kernel", normal, shape, c.param_dtype)
+            y_NO = x_NI @ kernel_IO.astype(c.dtype)
         if self.use_bias:
             zeros = nn.initializers.zeros
             bias_O = self.param("bias", zeros, (self.features,), c.param_dtype)
             y_NO = y_NO + bias_O.astype(c.dtype)[None]
         return y_NO + low_rank(self, x_NI)
+
+
+TRANSPOSED = "kernel_OI"  # in place of "kernel" where `decode_layout` put it
+FEW_ROWS = 128
+
+
+def product_transposed(x_NI: Array, kernel_OI: Array, c: TransformerConfig) -> Array:
+    """x·Wᵀ, for few rows as (W·xᵀ)ᵀ: how XLA's CPU backend reads W once, and in order.
+
+    The other operand of its products is packed anew each time, and for few rows that is
+    most of the work; without the barriers it moves the transpositions into the product.
+    """
+    kernel_OI = kernel_OI.astype(c.dtype)
+    if x_NI.shape[0] > FEW_ROWS:
+        return jax.lax.dot_general(x_NI, kernel_OI, (((1,), (1,)), ((), ())))
+    barrier = jax.lax.optimization_barrier
+    return barrier(kernel_OI @ barrier(x_NI.T)).T
 
 
 def low_rank(projection: nn.Module, x_NI: Array) -> Array | float:

@@ -22,7 +22,13 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models.attention import View, attention_mask
 from rlhf_jax.models.cache import KVCache, LayerCache
 from rlhf_jax.models.config import RopeConfig, TransformerConfig
-from rlhf_jax.models.layers import MLP, Attention, MixtureOfExperts, make_norm
+from rlhf_jax.models.layers import (
+    MLP,
+    TRANSPOSED,
+    Attention,
+    MixtureOfExperts,
+    make_norm,
+)
 from rlhf_jax.models.rope import rotary
 from rlhf_jax.types import Array, Params, TokenBatch
 
@@ -275,9 +281,23 @@ def unstack_layers(params: Params) -> Params:
 def decode_layout(params: Params) -> Params:
     """Parameters as a decode loop reads them fastest on the backend in use.
 
-    No reference. `unstack_layers` on CPU, the parameters themselves elsewhere.
+    No reference. On CPU `unstack_layers`, and the weights of the projections transposed
+    (`layers.product_transposed`); the parameters themselves elsewhere.
     """
-    return unstack_layers(params) if jax.default_backend() == "cpu" else params
+    if jax.default_backend() != "cpu":
+        return params
+    return _transpose_kernels(unstack_layers(params))
+
+
+def _transpose_kernels(node: Params) -> Params:
+    if isinstance(node, tuple):
+        return tuple(map(_transpose_kernels, node))
+    if not isinstance(node, dict):
+        return node
+    if "kernel" not in node or node["kernel"].ndim != 2:
+        return {name: _transpose_kernels(child) for name, child in node.items()}
+    rest = {name: child for name, child in node.items() if name != "kernel"}
+    return rest | {TRANSPOSED: node["kernel"].T}
 
 
 def _slice(stacked: Params, layer: int) -> Params:

@@ -27,6 +27,7 @@ class SamplingConfig:
     completions: int = 1  # responses a prompt; they share its prefill
     slots: int | None = None  # rows decoded at a time; None: all of the batch
     refill: int = 1  # prompts that are read together once their slots are free
+    stages: int = 1  # the cache grows so often: less to read, longer to compile
     prefill_chunk: int | None = None  # tokens of a prompt read at a time; None: all
     keep_sets: bool = False  # hand on which tokens truncation left, for the loss
 
@@ -47,6 +48,11 @@ class SamplingConfig:
                 f"refill · completions = {self.refill * self.completions} or more",
             ),
             ("refill", self.refill >= 1, "at least 1"),
+            (
+                "stages",
+                1 <= self.stages <= (self.max_new_tokens if self.slots is None else 1),
+                "1 … max_new_tokens; with slots to 1: their cache is in use for good",
+            ),
             (
                 "prefill_chunk",
                 self.prefill_chunk is None or self.prefill_chunk >= 1,

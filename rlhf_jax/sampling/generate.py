@@ -104,9 +104,13 @@ def generate(
     slots = count if config.slots is None else min(config.slots, count)
     step = partial(_decode, apply_fn, params, queue, config, report)
     refill = partial(_refill, apply_fn, params, queue, config)
-    start = _start(apply_fn, params, queue, config, slots)
+    lengths = [
+        -(-config.max_new_tokens * (stage + 1) // config.stages)
+        for stage in range(config.stages)
+    ]
+    start = _start(apply_fn, params, queue, config, slots, lengths[0])
     if slots == count:
-        end = jax.lax.while_loop(lambda s: jnp.any(s.running), step, start)
+        end = _in_stages(step, start, lengths)
         return _rollout(queue, end.found, config)
 
     def waiting(s: _Slots) -> Array:
@@ -150,17 +154,30 @@ def _make_queue(
     return Queue(prompts, rows, uniform(keys))
 
 
+def _in_stages(
+    step: Callable[[_Slots], _Slots], s: _Slots, lengths: list[int]
+) -> _Slots:
+    """Decodes until all rows have ended; before each stage but one the cache grows."""
+    for length, before in zip(lengths, [lengths[0], *lengths], strict=False):
+        if length > before:
+            s = s._replace(cache=s.cache.widen(length - before))
+        going = lambda s, end=length: jnp.any(s.running) & (s.step < end)
+        s = jax.lax.while_loop(going, step, s)
+    return s
+
+
 def _start(
     apply_fn: ApplyFn,
     params: Params,
     queue: Queue,
     config: SamplingConfig,
     slots: int,
+    length: int,
 ) -> _Slots:
-    """The first prompts, read into as many slots."""
+    """The first prompts, read into as many slots, with room for ``length`` tokens."""
     held = slots // config.completions
     first = jax.tree.map(lambda x: x[:held], queue.prompts)
-    columns = first.tokens.shape[1] + config.max_new_tokens
+    columns = first.tokens.shape[1] + length
     cache = prefill(
         apply_fn, params, first, columns=columns, chunk=config.prefill_chunk
     )

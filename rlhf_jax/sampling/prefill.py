@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from rlhf_jax.types import ApplyFn, Array, Params, TokenBatch
 
@@ -33,13 +32,15 @@ def prefill(
     width = context.tokens.shape[1]
     if chunk is None or width <= chunk:
         return apply_fn(params, context, cache_size=columns or width).cache
-    context = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (-width % chunk, 0))), context)
-    width = context.tokens.shape[1]
+    first = (
+        width - (width - 1) // chunk * chunk
+    )  # shorter, so that the others are whole
 
-    def part(i: Array | int) -> TokenBatch:
+    def part(i: Array) -> TokenBatch:
         cut = jax.lax.dynamic_slice_in_dim
-        return jax.tree.map(lambda x: cut(x, i * chunk, chunk, axis=1), context)
+        return jax.tree.map(lambda x: cut(x, first + i * chunk, chunk, axis=1), context)
 
-    cache = apply_fn(params, part(0), cache_size=max(columns or 0, width)).cache
+    beginning = jax.tree.map(lambda x: x[:, :first], context)
+    cache = apply_fn(params, beginning, cache_size=columns or width).cache
     read = lambda i, cache: apply_fn(params, part(i), cache=cache).cache
-    return jax.lax.fori_loop(1, width // chunk, read, cache)
+    return jax.lax.fori_loop(0, (width - first) // chunk, read, cache)
