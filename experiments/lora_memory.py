@@ -19,25 +19,17 @@ from pathlib import Path
 import jax
 
 from experiments import cli, ppo, reward_model
+from experiments.benchmark_inputs import MODELS
 from experiments.inputs import DataConfig
 from experiments.runs import LoraOptions, PretrainedConfig
 from rlhf_jax.data import train_tokenizer
-from rlhf_jax.models import CausalLM, TransformerConfig, init_params, num_params
+from rlhf_jax.models import CausalLM, init_params, num_params
 from rlhf_jax.models.hf import save_pretrained
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import PPOConfig
 from rlhf_jax.terminal import print_table
 
-M25 = TransformerConfig(
-    vocab_size=8_192,
-    d_model=512,
-    n_layers=8,
-    n_heads=8,
-    n_kv_heads=4,
-    d_head=64,
-    d_ff=1_536,
-    max_length=256,
-)
+M25 = dataclasses.replace(MODELS["M25"], max_length=256)
 
 
 @dataclasses.dataclass(frozen=True)

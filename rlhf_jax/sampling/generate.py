@@ -104,10 +104,7 @@ def generate(
     slots = count if config.slots is None else min(config.slots, count)
     step = partial(_decode, apply_fn, params, queue, config, report)
     refill = partial(_refill, apply_fn, params, queue, config)
-    lengths = [
-        -(-config.max_new_tokens * (stage + 1) // config.stages)
-        for stage in range(config.stages)
-    ]
+    lengths = _stage_lengths(config)
     start = _start(apply_fn, params, queue, config, slots, lengths[0])
     if slots == count:
         end = _in_stages(step, start, lengths)
@@ -152,6 +149,12 @@ def _make_queue(
     each = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))
     uniform = jax.vmap(lambda key: each(jnp.broadcast_to(key, times.shape), times))
     return Queue(prompts, rows, uniform(keys))
+
+
+def _stage_lengths(config: SamplingConfig) -> list[int]:
+    """How many tokens of a response the cache has room for, stage after stage."""
+    stages = range(1, config.stages + 1)
+    return [-(-config.max_new_tokens * stage // config.stages) for stage in stages]
 
 
 def _in_stages(
