@@ -48,17 +48,19 @@ class Projection(nn.Module):
 
 
 TRANSPOSED = "kernel_OI"  # in place of "kernel" where `decode_layout` put it
-FEW_ROWS = 128
+VECTOR, FEW_ROWS = 16, 128  # float32 of a vector register; rows of a decode step
 
 
 def product_transposed(x_NI: Array, kernel_OI: Array, c: TransformerConfig) -> Array:
     """x·Wᵀ, for few rows as (W·xᵀ)ᵀ: how XLA's CPU backend reads W once, and in order.
 
     The other operand of its products is packed anew each time, and for few rows that is
-    most of the work; without the barriers it moves the transpositions into the product.
+    most of the work; rows that do not fill its vectors cost more than that, though,
+    when there are many. Without the barriers it moves the transpositions into the
+    product.
     """
-    kernel_OI = kernel_OI.astype(c.dtype)
-    if x_NI.shape[0] > FEW_ROWS:
+    kernel_OI, rows = kernel_OI.astype(c.dtype), x_NI.shape[0]
+    if rows > FEW_ROWS or (rows > 2 * VECTOR and rows % VECTOR):
         return jax.lax.dot_general(x_NI, kernel_OI, (((1,), (1,)), ((), ())))
     barrier = jax.lax.optimization_barrier
     return barrier(kernel_OI @ barrier(x_NI.T)).T
