@@ -72,7 +72,7 @@ def read_rate() -> Workload:
 def _on_devices(
     step: Callable, weights: Any, batch: Any, devices: Devices
 ) -> Callable[[], Any]:
-    mapped = data_parallel(step, devices)
+    mapped = data_parallel(step, devices, in_axes=(None, 0), out_axes=0)
     weights, batch = replicate(weights, devices), shard(batch, devices)
     return lambda: jax.block_until_ready(mapped(weights, batch))
 

@@ -50,7 +50,6 @@ from rlhf_jax.parallel import (
     data_parallel,
     local_devices,
     replicate,
-    unreplicate,
     unshard,
 )
 from rlhf_jax.report import write_report
@@ -185,7 +184,9 @@ def main(config: Config) -> dict[str, float]:
         nets, ppo, score, ref_params, frozen, devices, report=show_rollout.report()
     )
     update = functools.partial(policy_step, config=ppo)
-    update = data_parallel(update, devices, donate_state=True)
+    update = data_parallel(
+        update, devices, in_axes=(None, 0, None), out_axes=None, donate_state=True
+    )
     tx = make_optimizer(config.optim, total * ppo.epochs * ppo.minibatches)
     state = create_policy_state(nets.apply_fn, nets.params, tx, kl_coef=ppo.kl.coef)
     count = config.eval_samples // completions
@@ -229,14 +230,14 @@ def main(config: Config) -> dict[str, float]:
                 state, next(loader), sample_key
             )
             state, improvement = update(state, experience, frozen, key=update_key)
-            shown = unreplicate(objective + improvement).compute()
+            shown = (objective + improvement).compute()
             if gold is not None:
                 texts = decode(tokenizer, unshard(rollout))
                 shown["objective/gold"] = call_reward_function(gold, *texts).mean()
             meter.add(int(shown["rollout/response_length"] * config.batch_size))
             logger.log(step, shown, timings={"tokens_per_s": meter.rate()})
             if step % config.save_every == 0 or step == total:
-                save_state(run_dir, step, unreplicate(state), loader)
+                save_state(run_dir, step, state, loader)
             reward_kl = {"reward": "objective/score", "KL": "objective/kl"}
             numbers = {name: shown[metric] for name, metric in reward_kl.items()}
             advance(numbers | {"tok/s": meter.last})

@@ -53,7 +53,6 @@ from rlhf_jax.parallel import (
     local_devices,
     replicate,
     shard,
-    unreplicate,
 )
 from rlhf_jax.report import write_report
 from rlhf_jax.rewards import normalize_scores, sequence_scores
@@ -177,11 +176,15 @@ def main(config: Config) -> dict[str, float]:
     train_step = data_parallel(
         functools.partial(reward_step, terms_fn=judgement.terms),
         devices,
+        in_axes=(None, 0, None),
+        out_axes=None,
         donate_state=True,
     )
     eval_step = data_parallel(
         functools.partial(reward_eval, score_fn=score_fn, terms_fn=judgement.terms),
         devices,
+        in_axes=(None, 0, None),
+        out_axes=None,
     )
 
     def evaluate() -> Metrics:
@@ -189,7 +192,7 @@ def main(config: Config) -> dict[str, float]:
         for batch, real in batches(eval_examples, config.batch_size, collate):
             batch = judgement.keep(batch, real)
             batch = shard(batch, devices)
-            metrics += unreplicate(eval_step(state.params, batch, held))
+            metrics += eval_step(state.params, batch, held)
         return metrics
 
     start = restored or 0
@@ -206,14 +209,14 @@ def main(config: Config) -> dict[str, float]:
             state, metrics = train_step(state, shard(next(loader), devices), held)
             meter.add(rows * length)
             if step == total and config.normalize:
-                state = replicate(normalize(unreplicate(state)), devices)
+                state = replicate(normalize(state), devices)
             if step % config.log_every == 0 or step == total:
-                shown = unreplicate(metrics).compute()
+                shown = metrics.compute()
                 if step % config.eval_every == 0 or step == total:
                     shown |= eval_names(evaluate())
                 logger.log(step, shown, timings={"tokens_per_s": meter.rate()})
             if step % config.save_every == 0 or step == total:
-                save_state(run_dir, step, unreplicate(state), loader)
+                save_state(run_dir, step, state, loader)
             advance(
                 {"loss": shown.get("reward/loss", float("nan")), "tok/s": meter.last}
             )

@@ -24,7 +24,7 @@ from rlhf_jax.models import (
     score_apply,
     separate_critic_apply,
 )
-from rlhf_jax.parallel import Devices, data_parallel, shard, unreplicate, unshard
+from rlhf_jax.parallel import Devices, data_parallel, shard, unshard
 from rlhf_jax.rewards import (
     RewardFunction,
     ScoreKind,
@@ -191,7 +191,7 @@ def make_scorer(
 
     score_fn = score_apply(reward.model, num_outputs=reward.num_outputs)
     step = functools.partial(score_step, score_fn=score_fn, kind=kind)
-    mapped = data_parallel(step, devices)
+    mapped = data_parallel(step, devices, in_axes=(None, 0), out_axes=0)
     return lambda rollout: mapped(params, rollout.batch)
 
 
@@ -233,7 +233,10 @@ def make_experience(
     prepare = functools.partial(
         experience_step, ref_apply_fn=nets.ref_apply_fn, config=ppo
     )
-    sample, prepare = (data_parallel(step, devices) for step in (sample, prepare))
+    sample = data_parallel(sample, devices, in_axes=(None, 0, 0, None), out_axes=0)
+    prepare = data_parallel(
+        prepare, devices, in_axes=(None, None, 0, 0, None), out_axes=(0, None)
+    )
 
     def experience_of(state: PolicyState, prompts: TokenBatch, key: Array) -> Sampled:
         rows = np.arange(prompts.tokens.shape[0], dtype=np.int32)
@@ -291,7 +294,7 @@ def evaluate_policy(
         *texts,
         scores=np.asarray(unshard(sampled.scores)),
         gold=None if gold is None else call_reward_function(gold, *texts),
-        metrics=unreplicate(sampled.metrics).compute(),
+        metrics=sampled.metrics.compute(),
     )
 
 

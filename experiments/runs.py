@@ -103,7 +103,7 @@ def resume_state(run_dir: Path, state: Any, loader: Any) -> tuple[Any, int | Non
 
 
 def save_state(run_dir: Path, step: int, state: Any, loader: Any) -> None:
-    """Saves a checkpoint of the (unreplicated) state and the loader's place."""
+    """Saves a checkpoint of the state and the loader's place."""
     checkpoint.save(
         run_dir / CHECKPOINTS,
         step,

@@ -46,7 +46,6 @@ from rlhf_jax.parallel import (
     local_devices,
     replicate,
     shard,
-    unreplicate,
 )
 from rlhf_jax.report import write_report
 from rlhf_jax.rundir import create_run_dir
@@ -150,15 +149,17 @@ def main(config: Config) -> dict[str, float]:
     state, restored = resume_state(run_dir, state, loader)
     save_model_files(run_dir, model, tokenizer, began=policy, lora=lora)
     state, frozen = replicate(state, devices), replicate(frozen, devices)
-    train_step = data_parallel(sft_step, devices, donate_state=True)
-    eval_step = data_parallel(functools.partial(sft_eval, apply_fn=apply_fn), devices)
+    axes: Any = {"in_axes": (None, 0, None), "out_axes": None}
+    train_step = data_parallel(sft_step, devices, **axes, donate_state=True)
+    eval_step = functools.partial(sft_eval, apply_fn=apply_fn)
+    eval_step = data_parallel(eval_step, devices, **axes)
 
     def evaluate() -> dict[str, float]:
         metrics = Metrics.of({})
         for batch, valid in batches(held_out.examples, config.batch_size, collate):
             batch = dataclasses.replace(batch, mask=batch.mask & valid[:, None])
             batch = shard(batch, devices)
-            metrics += unreplicate(eval_step(state.params, batch, frozen))
+            metrics += eval_step(state.params, batch, frozen)
         return {"sft/eval_loss": metrics.compute()["sft/loss"]}
 
     start = restored or 0
@@ -175,12 +176,12 @@ def main(config: Config) -> dict[str, float]:
             state, metrics = train_step(state, shard(next(loader), devices), frozen)
             meter.add(config.batch_size * length)
             if step % config.log_every == 0 or step == total:
-                shown = unreplicate(metrics).compute()
+                shown = metrics.compute()
                 if step % config.eval_every == 0 or step == total:
                     shown |= evaluate()
                 logger.log(step, shown, timings={"tokens_per_s": meter.rate()})
             if step % config.save_every == 0 or step == total:
-                save_state(run_dir, step, unreplicate(state), loader)
+                save_state(run_dir, step, state, loader)
             advance({"loss": shown.get("sft/loss", float("nan")), "tok/s": meter.last})
     write_report(run_dir)
     return evaluate()

@@ -88,7 +88,7 @@ def sampler(
         config=sampling,
         layout=decode_layout,
     )
-    step = data_parallel(step, devices)
+    step = data_parallel(step, devices, in_axes=(None, 0, 0), out_axes=0)
     prompts, keys = inputs.prompts(model, rows, prompt), _keys()
     numbers = np.arange(rows, dtype=np.int32)
 
@@ -164,12 +164,14 @@ def ppo(model: TransformerConfig, devices: Devices) -> Workload:
     )
     ref_params, judge = replicate((policy, _scorer(model, seed=2)), devices)
     score = functools.partial(score_step, score_fn=score_apply(model), kind="score")
-    score = data_parallel(score, devices)
+    score = data_parallel(score, devices, in_axes=(None, 0), out_axes=0)
     experience_of = make_experience(
         nets, config, lambda r: score(judge, r.batch), ref_params, None, devices
     )
     update = functools.partial(policy_step, config=config)
-    update = data_parallel(update, devices, donate_state=True)
+    update = data_parallel(
+        update, devices, in_axes=(None, 0), out_axes=None, donate_state=True
+    )
     tx = make_optimizer(ADAMW, 1)
     state = create_policy_state(nets.apply_fn, nets.params, tx, kl_coef=config.kl.coef)
     state = replicate(state, devices)
@@ -178,7 +180,7 @@ def ppo(model: TransformerConfig, devices: Devices) -> Workload:
     def run():
         nonlocal state
         sampled = experience_of(state, next(prompts), next(keys))
-        state, metrics = update(state, sampled.experience, None, key=next(keys))
+        state, metrics = update(state, sampled.experience, key=next(keys))
         return jax.block_until_ready((state.params, metrics))[1]
 
     return Workload(run, PPO_PROMPTS, "episodes/s")
@@ -195,15 +197,18 @@ def grpo(model: TransformerConfig, devices: Devices, *, beta: float) -> Workload
     ref_params = replicate(params, devices) if beta else None
     state = create_state(apply_fn, params, make_optimizer(ADAMW, 1))
     state = replicate(state, devices)
-    steps = (
-        functools.partial(
-            sample_step, apply_fn=apply_fn, config=sampling, layout=decode_layout
-        ),
-        functools.partial(group_experience_step, ref_apply_fn=apply_fn, config=config),
+    sample = functools.partial(
+        sample_step, apply_fn=apply_fn, config=sampling, layout=decode_layout
     )
-    sample, prepare = (data_parallel(step, devices) for step in steps)
+    sample = data_parallel(sample, devices, in_axes=(None, 0, 0), out_axes=0)
+    prepare = functools.partial(
+        group_experience_step, ref_apply_fn=apply_fn, config=config
+    )
+    prepare = data_parallel(prepare, devices, in_axes=(None, 0, 0), out_axes=(0, None))
     update = functools.partial(grpo_step, config=config)
-    update = data_parallel(update, devices, donate_state=True)
+    update = data_parallel(
+        update, devices, in_axes=(None, 0), out_axes=None, donate_state=True
+    )
     prompts, keys = inputs.prompts(model, GRPO_PROMPTS, PROMPT), _keys()
     numbers = np.arange(GRPO_PROMPTS, dtype=np.int32)
 
@@ -245,7 +250,10 @@ def _updates(
     *others: Any,
 ) -> Callable[[], Metrics]:
     """A function that makes one update on the next batch; ``others`` are replicated."""
-    update = data_parallel(step, devices, donate_state=True)
+    axes = (None, 0, *[None] * len(others))
+    update = data_parallel(
+        step, devices, in_axes=axes, out_axes=None, donate_state=True
+    )
     state = replicate(state, devices)
 
     def run():

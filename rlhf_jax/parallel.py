@@ -2,11 +2,11 @@
 
 A step is written for one device's part of the batch and told the name of the mapped
 axis; sums that need the whole batch are taken over that axis inside the step. Trees
-that every device holds (states, frozen params) carry a leading device axis
-(`replicate`); batches are cut along their first axis (`shard`).
+that every device holds whole (states, parameters, metrics) look as on one device
+(`replicate`); batches are cut along their first axis, behind a leading device axis
+(`shard`).
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,30 +41,24 @@ def local_devices(count: int | None = None) -> Devices:
 
 
 def replicate(tree: Any, devices: Devices) -> Any:
-    """A copy of every leaf on every device, behind a leading device axis.
+    """A copy of every leaf on every device, of the same shape as before.
 
     A leaf that is in the tree twice, such as the base that policy, reference and reward
     model share, is one copy, too.
 
     >>> import jax.numpy as jnp
     >>> replicate(jnp.ones(3), local_devices(1)).shape
-    (1, 3)
+    (3,)
     """
-    n, axis = len(devices), _leading_axis(devices)
+    whole = NamedSharding(_mesh(devices), PartitionSpec())
     copies: dict[int, Any] = {}
 
     def copy(x):
-        if id(x) not in copies:
-            wide = jax.numpy.broadcast_to(x, (n, *np.shape(x)))
-            copies[id(x)] = jax.device_put(wide, axis)
+        if id(x) not in copies:  # of a copy: device_put may hand on what there is
+            copies[id(x)] = jax.device_put(jax.numpy.copy(x), whole)
         return copies[id(x)]
 
     return jax.tree.map(copy, tree)
-
-
-def unreplicate(tree: Any) -> Any:
-    """The first device's copy of a replicated tree."""
-    return jax.tree.map(lambda x: x[0], tree)
 
 
 def shard(batch: Any, devices: Devices) -> Any:
@@ -87,7 +81,8 @@ def shard(batch: Any, devices: Devices) -> Any:
             )
         return x.reshape(n, x.shape[0] // n, *x.shape[1:])
 
-    return jax.device_put(jax.tree.map(cut, batch), _leading_axis(devices))
+    parts = NamedSharding(_mesh(devices), PartitionSpec(AXIS))
+    return jax.device_put(jax.tree.map(cut, batch), parts)
 
 
 def unshard(batch: Any) -> Any:
@@ -96,7 +91,12 @@ def unshard(batch: Any) -> Any:
 
 
 def data_parallel(
-    step: Callable, devices: Devices, *, donate_state: bool = False
+    step: Callable,
+    devices: Devices,
+    *,
+    in_axes: Any,
+    out_axes: Any,
+    donate_state: bool = False,
 ) -> Callable:
     """Runs a step on every device, each on its part of the batch.
 
@@ -104,31 +104,36 @@ def data_parallel(
       step: ``(*trees, axis_name=..., key=...)``; keywords other than these are bound
         by ``functools.partial`` beforehand.
       devices: where to run.
+      in_axes: for every tree, None if each device gets it whole (`replicate`), 0 if it
+        gets its part (`shard`).
+      out_axes: likewise for what the step returns; None only for what is the same on
+        every device.
       donate_state: the first argument's buffers are reused for the result, and gone.
 
     Returns:
-      ``(*trees, key=None) -> outputs``, trees and outputs with a leading device axis.
-      The key is given whole: every device gets the same one.
+      ``(*trees, key=None) -> outputs``. Every device gets the same key.
 
     >>> import jax.numpy as jnp
     >>> total = lambda x, *, axis_name: jax.lax.psum(x.sum(), axis_name)
-    >>> data_parallel(total, local_devices(1))(jnp.ones((1, 4)))
-    Array([4.], dtype=float32)
+    >>> total = data_parallel(total, local_devices(1), in_axes=(0,), out_axes=None)
+    >>> total(jnp.ones((1, 4)))
+    Array(4., dtype=float32)
     """
+
+    def call(key, *trees):
+        drawn = {} if key is None else {"key": key}
+        return step(*trees, axis_name=AXIS, **drawn)
+
     mapped = jax.pmap(
-        functools.partial(step, axis_name=AXIS),
+        call,
         axis_name=AXIS,
         devices=devices,
-        donate_argnums=(0,) if donate_state else (),  # by position: keywords donate not
+        in_axes=(None, *in_axes),
+        out_axes=out_axes,
+        donate_argnums=(1,) if donate_state else (),  # by position: keywords donate not
     )
-
-    def call(*trees, key: jax.Array | None = None):
-        if key is None:
-            return mapped(*trees)
-        return mapped(*trees, key=replicate(key, devices))
-
-    return call
+    return lambda *trees, key=None: mapped(key, *trees)
 
 
-def _leading_axis(devices: Devices) -> NamedSharding:
-    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+def _mesh(devices: Devices) -> Mesh:
+    return Mesh(np.array(devices), (AXIS,))

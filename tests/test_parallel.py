@@ -11,7 +11,6 @@ from rlhf_jax.parallel import (
     local_devices,
     replicate,
     shard,
-    unreplicate,
     unshard,
 )
 
@@ -21,9 +20,9 @@ def test_there_and_back(count):
     devices = local_devices(count)
     tree = {"w": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(3)}
     copies = replicate(tree, devices)
-    assert copies["w"].shape == (count, 2, 3)
+    assert copies["w"].shape == (2, 3)
     assert len(copies["w"].addressable_shards) == count
-    np.testing.assert_array_equal(unreplicate(copies)["w"], tree["w"])
+    np.testing.assert_array_equal(copies["w"], tree["w"])
     batch = np.arange(16).reshape(8, 2)
     parts = shard(batch, devices)
     assert parts.shape == (count, 8 // count, 2)
@@ -33,19 +32,22 @@ def test_there_and_back(count):
 def test_every_device_gets_the_same_key():
     devices = local_devices(4)
     draw = lambda x, *, key, axis_name: jax.random.normal(key)
-    drawn = data_parallel(draw, devices)(
+    drawn = data_parallel(draw, devices, in_axes=(0,), out_axes=0)(
         shard(jnp.zeros(4), devices), key=jax.random.key(1)
     )
     assert len(set(drawn.tolist())) == 1
 
 
-def test_replicas_are_copies():
+@pytest.mark.parametrize("count", [1, 2])
+def test_replicas_are_copies(count):
     # Donating the replica of a frozen tree must leave the original alone.
-    devices = local_devices(1)
+    devices = local_devices(count)
     original = jnp.ones(3)
     copy = replicate(original, devices)
-    step = lambda x, *, axis_name: x + 1
-    data_parallel(step, devices, donate_state=True)(copy)
+    step = lambda x, batch, *, axis_name: x + 1
+    axes = {"in_axes": (None, 0), "out_axes": None}
+    step = data_parallel(step, devices, **axes, donate_state=True)
+    step(copy, shard(np.zeros(2), devices))
     assert copy.is_deleted() and not original.is_deleted()
 
 

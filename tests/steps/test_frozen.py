@@ -26,7 +26,6 @@ from rlhf_jax.parallel import (
     local_devices,
     replicate,
     shard,
-    unreplicate,
     unshard,
 )
 from rlhf_jax.sampling import SamplingConfig
@@ -164,22 +163,39 @@ def step_of(kind):
 def updated(kind, count):
     """((state, frozen) before and after one donated update, metrics)."""
     devices = local_devices(count)
-    step = data_parallel(step_of(kind), devices, donate_state=True)
+    axes = {"in_axes": (None, 0, None), "out_axes": None}
+    step = data_parallel(step_of(kind), devices, **axes, donate_state=True)
     state = replicate(state_of(kind), devices)
     frozen = replicate(frozen_of(kind), devices)
     after, metrics = step(state, shard(LEARNED[kind](), devices), frozen)
-    return state, frozen, after, unreplicate(metrics).compute()
+    return state, frozen, after, metrics.compute()
 
 
 @functools.cache
 def iteration(count):
     """One whole PPO iteration on adapters through pmap, its update donated."""
     devices = local_devices(count)
-    bind = lambda f, **kw: data_parallel(functools.partial(f, **kw), devices)
-    sample = bind(sample_step, apply_fn=policy_apply(MODEL), config=PPO.sampling)
-    prepare = bind(experience_step, ref_apply_fn=policy_apply(MODEL), config=PPO)
-    update = functools.partial(policy_step, config=PPO)
-    update = data_parallel(update, devices, donate_state=True)
+    mapped = functools.partial(data_parallel, devices=devices)
+    sample = mapped(
+        functools.partial(
+            sample_step, apply_fn=policy_apply(MODEL), config=PPO.sampling
+        ),
+        in_axes=(None, 0, 0, None),
+        out_axes=0,
+    )
+    prepare = mapped(
+        functools.partial(
+            experience_step, ref_apply_fn=policy_apply(MODEL), config=PPO
+        ),
+        in_axes=(None, None, 0, 0, None),
+        out_axes=(0, None),
+    )
+    update = mapped(
+        functools.partial(policy_step, config=PPO),
+        in_axes=(None, 0, None),
+        out_axes=None,
+        donate_state=True,
+    )
     state = replicate(state_of("ppo"), devices)
     # Reference and frozen part share the base.
     frozen, reference = replicate((frozen_of("ppo"), base()), devices)
@@ -193,7 +209,7 @@ def iteration(count):
     scores = shard(jnp.sin(jnp.arange(float(ROWS))), devices)
     experience, objective = prepare(state, reference, rollout, scores, frozen)
     after, metrics = update(state, experience, frozen, key=jax.random.key(3))
-    return state, frozen, after, unshard(experience), unreplicate((objective, metrics))
+    return state, frozen, after, unshard(experience), (objective, metrics)
 
 
 def outcome(kind, count):
@@ -278,7 +294,7 @@ def test_first_ratio_is_one():
 def test_adapters_and_heads_change_and_nothing_else_is_held(kind):
     _, _, after, *_ = outcome(kind, 1)
     stays, trained = networks()[kind]
-    params = unreplicate(after.params)
+    params = after.params
     assert jax.tree.structure(params) == jax.tree.structure(trained)
     for path, before in jax.tree.flatten_with_path(trained)[0]:
         name = jax.tree_util.keystr(path)
@@ -296,8 +312,8 @@ def test_adapters_and_heads_change_and_nothing_else_is_held(kind):
 def test_the_optimiser_state_has_the_size_of_the_adapters(kind):
     _, _, after, *_ = updated(kind, 1)
     size = tree_bytes(networks()[kind][1])
-    assert tree_bytes(unreplicate(after.opt_state)) == size  # momentum
-    assert tree_bytes(unreplicate(after)) == 2 * size + 4  # with a counter
+    assert tree_bytes(after.opt_state) == size  # momentum
+    assert tree_bytes(after) == 2 * size + 4  # with a counter
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -309,7 +325,7 @@ def test_donation_takes_the_adapters_and_leaves_the_base(kind, count):
         assert not leaf.is_deleted()
     untouched = frozen_of(kind)
     for copy in range(count):
-        here = jax.tree.map(lambda x, copy=copy: x[copy], frozen)
+        here = jax.tree.map(lambda x, i=copy: x.addressable_data(i), frozen)
         chex.assert_trees_all_equal(here, untouched)
 
 
@@ -317,13 +333,9 @@ def test_donation_takes_the_adapters_and_leaves_the_base(kind, count):
 def test_gradients_do_not_depend_on_the_number_of_devices(kind):
     _, _, one, expected = updated(kind, 1)
     _, _, many, metrics = updated(kind, 2)
-    gradients = unreplicate(one.opt_state)
-    chex.assert_trees_all_close(
-        unreplicate(many.opt_state), gradients, rtol=1e-5, atol=1e-5
-    )
-    chex.assert_trees_all_close(
-        unreplicate(many.params), unreplicate(one.params), rtol=1e-5, atol=1e-5
-    )
+    gradients = one.opt_state
+    chex.assert_trees_all_close(many.opt_state, gradients, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(many.params, one.params, rtol=1e-5, atol=1e-5)
     assert optax.tree.norm(gradients) > 0.1  # what is compared is no rounding
     assert metrics == pytest.approx(expected, rel=1e-5)
 
@@ -333,9 +345,7 @@ def test_iteration_does_not_depend_on_the_number_of_devices():
     _, _, many, same_experience, same_metrics = iteration(2)
     tokens = experience.rollout.batch.tokens
     np.testing.assert_array_equal(same_experience.rollout.batch.tokens, tokens)
-    chex.assert_trees_all_close(
-        unreplicate(many).params, unreplicate(one).params, rtol=1e-5, atol=1e-5
-    )
+    chex.assert_trees_all_close(many.params, one.params, rtol=1e-5, atol=1e-5)
     for found, expected in zip(same_metrics, metrics, strict=True):
         assert found.compute() == pytest.approx(expected.compute(), rel=1e-4, abs=1e-5)
 

@@ -18,7 +18,6 @@ from rlhf_jax.parallel import (
     local_devices,
     replicate,
     shard,
-    unreplicate,
     unshard,
 )
 from rlhf_jax.sampling import SamplingConfig, generate
@@ -95,14 +94,17 @@ def never(params, batch, **options):
 def _iteration(count, config=CONFIG):
     """Experience and update through pmap: what an experiment runs."""
     devices = local_devices(count)
-    bind = lambda f, **kw: data_parallel(functools.partial(f, **kw), devices)
-    prepare = bind(group_experience_step, ref_apply_fn=tabular_policy, config=config)
-    update = bind(grpo_step, config=config)
+    bind = lambda f, ins, outs, **kw: data_parallel(
+        functools.partial(f, **kw, config=config), devices, in_axes=ins, out_axes=outs
+    )
+    own = {"ref_apply_fn": tabular_policy}
+    prepare = bind(group_experience_step, (None, 0, 0), (0, None), **own)
+    update = bind(grpo_step, (None, 0), None)
     state, reference = replicate((_state(), _table(2)), devices)
     rollout, scores = shard((_rollout(), SCORES), devices)
     experience, objective = prepare(reference, rollout, scores)
     state, metrics = update(state, experience, key=KEY)
-    return unshard(experience), unreplicate((state, objective, metrics))
+    return unshard(experience), (state, objective, metrics)
 
 
 ONE_UPDATE = dataclasses.replace(CONFIG, epochs=1, minibatches=1)

@@ -16,7 +16,6 @@ from rlhf_jax.parallel import (
     local_devices,
     replicate,
     shard,
-    unreplicate,
     unshard,
 )
 from rlhf_jax.sampling import SamplingConfig
@@ -54,10 +53,13 @@ def _iteration(count, config=CONFIG, lr=1.0):
     """One whole PPO iteration through pmap: what the experiments run."""
     devices = local_devices(count)
     state, prompts = _setup(config, lr)
-    bind = lambda f, **kw: data_parallel(functools.partial(f, **kw), devices)
-    sample = bind(sample_step, apply_fn=tabular_policy, config=config.sampling)
-    prepare = bind(experience_step, ref_apply_fn=tabular_policy, config=config)
-    update = bind(policy_step, config=config)
+    bind = lambda f, ins, outs, **kw: data_parallel(
+        functools.partial(f, **kw), devices, in_axes=ins, out_axes=outs
+    )
+    own, ref = {"apply_fn": tabular_policy}, {"ref_apply_fn": tabular_policy}
+    sample = bind(sample_step, (None, 0, 0), 0, **own, config=config.sampling)
+    prepare = bind(experience_step, (None, None, 0, 0), (0, None), **ref, config=config)
+    update = bind(policy_step, (None, 0), None, config=config)
     state = replicate(state, devices)
     rows = jnp.arange(ROWS, dtype=jnp.int32)
     rollout = sample(
@@ -66,7 +68,7 @@ def _iteration(count, config=CONFIG, lr=1.0):
     scores = shard(jnp.sin(jnp.arange(float(ROWS))), devices)
     experience, objective = prepare(state, state.params, rollout, scores)
     state, metrics = update(state, experience, key=jax.random.key(3))
-    return unshard(rollout), unreplicate((state, objective, metrics))
+    return unshard(rollout), (state, objective, metrics)
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])

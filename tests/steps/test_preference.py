@@ -17,7 +17,6 @@ from rlhf_jax.parallel import (
     local_devices,
     replicate,
     shard,
-    unreplicate,
 )
 from rlhf_jax.steps import PreferenceConfig, create_state, preference_step
 from rlhf_jax.types import ModelOutput, PreferenceBatch
@@ -264,15 +263,16 @@ def test_frozen_parameters_are_joined_and_stay():
 def test_gradients_do_not_depend_on_the_number_of_devices(kind, count):
     pairs, devices = _random_pairs(), local_devices(count)
     state, reference = _state(_table(1)), _table(2)
-    mapped = data_parallel(_step(kind), devices)
+    axes = (None, 0, None)
+    mapped = data_parallel(_step(kind), devices, in_axes=axes, out_axes=None)
     many, metrics = mapped(
         replicate(state, devices), shard(pairs, devices), replicate(reference, devices)
     )
     one, expected = _step(kind)(state, pairs, reference)
     np.testing.assert_allclose(
-        unreplicate(many).params["logits"], one.params["logits"], rtol=1e-5, atol=1e-6
+        many.params["logits"], one.params["logits"], rtol=1e-5, atol=1e-6
     )
-    found = unreplicate(metrics).compute()
+    found = metrics.compute()
     assert found == pytest.approx(expected.compute(), rel=1e-5)
     assert found["optim/grad_norm"] > 0.01
 

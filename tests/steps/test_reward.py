@@ -8,7 +8,6 @@ import pytest
 from toys import tabular_score, token_batch
 
 from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard
-from rlhf_jax.parallel import unreplicate as first
 from rlhf_jax.steps import (
     binary_terms,
     choice_terms,
@@ -135,10 +134,10 @@ def test_gradients_do_not_depend_on_the_number_of_devices(count):
     def step(state, batch, *, axis_name):
         return reward_step(state, batch, terms_fn=pairwise_terms, axis_name=axis_name)
 
-    mapped = data_parallel(step, devices)
+    mapped = data_parallel(step, devices, in_axes=(None, 0), out_axes=None)
     many, metrics = mapped(replicate(state, devices), shard(pairs, devices))
     one, expected = reward_step(state, pairs, terms_fn=pairwise_terms)
     np.testing.assert_allclose(
-        first(many).params["scores"], one.params["scores"], rtol=1e-5, atol=1e-7
+        many.params["scores"], one.params["scores"], rtol=1e-5, atol=1e-7
     )
-    assert first(metrics).compute() == pytest.approx(expected.compute(), rel=1e-5)
+    assert metrics.compute() == pytest.approx(expected.compute(), rel=1e-5)

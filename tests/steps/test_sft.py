@@ -8,7 +8,6 @@ import pytest
 from toys import tabular_params, tabular_policy, token_batch
 
 from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard
-from rlhf_jax.parallel import unreplicate as first
 from rlhf_jax.steps import create_state, sft_eval, sft_step
 
 
@@ -56,19 +55,20 @@ def test_gradients_do_not_depend_on_the_number_of_devices(key, count):
     mask[:, 0] = mask[:4] = False
     batch = token_batch(rng.integers(0, 5, (16, 6)), mask=mask)
     devices = local_devices(count)
-    step = data_parallel(sft_step, devices)
+    step = data_parallel(sft_step, devices, in_axes=(None, 0), out_axes=None)
     many, metrics = step(replicate(_state(key), devices), shard(batch, devices))
     one, expected = sft_step(_state(key), batch)
     # SGD at rate 1: the parameters' change is the gradient.
     np.testing.assert_allclose(
-        first(many).params["logits"], one.params["logits"], rtol=1e-5, atol=1e-7
+        many.params["logits"], one.params["logits"], rtol=1e-5, atol=1e-7
     )
-    assert first(metrics).compute() == pytest.approx(expected.compute(), rel=1e-5)
+    assert metrics.compute() == pytest.approx(expected.compute(), rel=1e-5)
 
 
 def test_donated_state_is_gone(key):
     devices = local_devices(2)
     state = replicate(_state(key), devices)
-    step = data_parallel(sft_step, devices, donate_state=True)
+    axes = {"in_axes": (None, 0), "out_axes": None}
+    step = data_parallel(sft_step, devices, **axes, donate_state=True)
     step(state, shard(token_batch(jnp.ones((2, 3))), devices))
     assert state.params["logits"].is_deleted()
