@@ -14,6 +14,8 @@ from rlhf_jax.ops.logits import (
 from rlhf_jax.sampling.config import SamplingConfig
 from rlhf_jax.types import Array
 
+BLOCK = 128  # tokens, among which one is looked for at a time
+
 
 class Drawn(NamedTuple):
     """Tokens and their log-probs under three distributions, as `Rollout` names them."""
@@ -42,22 +44,50 @@ def draw(logits: Array, uniform: Array, config: SamplingConfig) -> Drawn:
     """
     scaled = scale_by_temperature(logits, config.temperature)
     allowed = truncate(scaled, config)
-    probs = jax.nn.softmax(allowed, axis=-1)
-    cumulative = jnp.where(probs > 0, jnp.cumsum(probs, axis=-1), 0.0)
-    # The maximum rather than the last entry: a parallel sum need not be monotone, and
-    # a threshold above every kept entry would select a token that was excluded.
-    total = jnp.max(cumulative, axis=-1)
-    tokens = jnp.argmax(cumulative > (uniform * total)[:, None], axis=-1)
-    logprobs = _logprob(scaled, tokens)
+    largest = jnp.max(allowed, axis=-1, keepdims=True)
+    tokens, total = _invert(jnp.exp((allowed - largest).astype(jnp.float32)), uniform)
+    chosen = jnp.take_along_axis(allowed - largest, tokens[:, None], axis=-1)[:, 0]
+    processed = chosen.astype(jnp.float32) - jnp.log(total)
+    logprobs = _logprob(scaled, tokens) if config.truncates else processed
     plain = config.temperature == 1
     kept = jnp.packbits(jnp.isfinite(allowed), axis=-1) if config.keep_sets else None
     return Drawn(
-        tokens=tokens.astype(jnp.int32),
+        tokens=tokens,
         logprobs=logprobs,
         raw_logprobs=logprobs if plain else _logprob(logits, tokens),
-        processed_logprobs=_logprob(allowed, tokens) if config.truncates else logprobs,
+        processed_logprobs=processed,
         kept=kept,
     )
+
+
+def _invert(weights: Array, uniform: Array) -> tuple[Array, Array]:
+    """(the first token whose cumulative weight exceeds u · total [B], total [B]).
+
+    First among blocks of tokens, then within one: most of a cumulative sum over a
+    whole vocabulary nobody looks at. No token of weight 0 is drawn.
+    """
+    rows, vocab = weights.shape
+    weights = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK)))
+    blocks = weights.reshape(rows, -1, BLOCK)
+    sums = jnp.sum(blocks, axis=-1)
+    cumulative = jnp.cumsum(sums, axis=-1)
+    # The maximum rather than the last entry: a parallel sum need not be monotone.
+    total = jnp.max(cumulative, axis=-1)
+    threshold = uniform * total
+    block = _first_above(cumulative, sums, threshold)
+    before = jnp.take_along_axis(cumulative - sums, block[:, None], axis=1)[:, 0]
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    token = _first_above(jnp.cumsum(inside, axis=-1), inside, threshold - before)
+    return (block * BLOCK + token).astype(jnp.int32), total
+
+
+def _first_above(cumulative: Array, weights: Array, threshold: Array) -> Array:
+    """The first place of a positive weight above the threshold, which there must be."""
+    cumulative = jnp.where(weights > 0, cumulative, 0.0)
+    # By rounding, a threshold might lie outside what the weights span.
+    below = 1 - jnp.finfo(cumulative.dtype).eps
+    threshold = jnp.clip(threshold, 0.0, below * jnp.max(cumulative, axis=-1))
+    return jnp.argmax(cumulative > threshold[:, None], axis=-1)
 
 
 def truncate(logits: Array, config: SamplingConfig) -> Array:
