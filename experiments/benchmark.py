@@ -12,6 +12,7 @@ repetitions, after a warm-up that compiles. Run on a machine with nothing else t
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +21,15 @@ import jax
 from experiments import cli, peers
 from experiments.benchmark_inputs import MODELS
 from experiments.curves import curves, draw
-from experiments.limits import matrix_rate, read_rate, weight_products
+from experiments.limits import (
+    decode_products,
+    matrix_rate,
+    read_rate,
+    weight_products,
+)
 from experiments.peers import Case
 from experiments.timing import ForeignCPU, Lines, Report, Workload, alternate, report
-from experiments.workloads import DECODE_ROWS, WORKLOADS
+from experiments.workloads import DECODE_NEW, DECODE_ROWS, PROMPT, WORKLOADS
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.parallel import Devices, local_devices
@@ -179,21 +185,27 @@ def machine_rates(config: Config, devices: Devices) -> Iterator[Report]:
 
 
 def decode_limit(config: Config, name: str, devices: Devices, lines: Lines) -> None:
-    """The weight products of decoding alone; in turn with W1 if that is asked for."""
-    products = weight_products(MODELS[name], devices, rows=DECODE_ROWS)
-    timed = [(Case("W1 weight products alone", name), products)]
+    """Products of decoding alone; in turn with W1 if that is asked for."""
+    model, case = MODELS[name], Case("W1", name)
+    sizes = {"rows": DECODE_ROWS, "prompt": PROMPT, "new": DECODE_NEW}
+    products = {
+        "W1 weight products alone": weight_products(model, devices, rows=DECODE_ROWS),
+        "W1 products alone, of prompts and cache too": decode_products(
+            model, devices, **sizes
+        ),
+    }
+    timed = [(Case(label, name), workload) for label, workload in products.items()]
     if "W1" in config.workload:
-        case = Case("W1", name)
-        timed.append((case, build(case, MODELS[name], devices)))
+        timed.append((case, build(case, model, devices)))
     reps = max(config.reps, INTERLEAVED)
-    limit, *decoded = time_in_turn(config, timed, devices, reps=reps)
-    lines.write(limit)
-    for line in decoded:
-        share = line["value"] / limit["value"]
-        lines.write(line | {"share_of_products": round(share, 4)})
+    found = time_in_turn(config, timed, devices, reps=reps)
+    for line in found:
+        lines.write(line)
+    for limit, decoded in itertools.product(found[:2], found[2:]):
+        share = decoded["value"] / limit["value"]
         print(
-            f"W1 {name}: {line['value']:,.0f} new tokens/s, {share:.0%} of the "
-            f"{limit['value']:,.0f} that the weight products alone would allow"
+            f"W1 {name}: {decoded['value']:,.0f} new tokens/s, {share:.0%} of the "
+            f"{limit['value']:,.0f} of: {limit['workload']}"
         )
 
 

@@ -38,6 +38,36 @@ def weight_products(
     return Workload(run, rows * STEPS, "tokens/s")
 
 
+def decode_products(
+    model: TransformerConfig, devices: Devices, *, rows: int, prompt: int, new: int
+) -> Workload:
+    """All products of W1: of reading the prompts once, then of ``new`` steps.
+
+    A step's are those of `weight_products` and, in each layer, of the queries with
+    the keys and of the weights with the values of prompt + new / 2 columns.
+    """
+    normal = np.random.default_rng(0).standard_normal
+    shapes = product_shapes(model)
+    weights = [normal(shape, np.float32) * shape[0] ** -0.5 for shape in shapes]
+    groups = model.n_heads // model.n_kv_heads
+    columns, heads = prompt + new // 2, (rows, model.n_kv_heads)
+    batch = {
+        "prompt": {i: normal((rows, prompt, i), np.float32) for i, _ in shapes},
+        "inputs": {i: normal((rows, i), np.float32) for i, _ in shapes},
+        "queries": normal((*heads, groups, model.d_head), np.float32),
+        "keys": [
+            normal((*heads, model.d_head, columns), np.float32)
+            for _ in range(model.n_layers)
+        ],
+        "values": [
+            normal((*heads, columns, model.d_head), np.float32)
+            for _ in range(model.n_layers)
+        ],
+    }
+    step = functools.partial(_decode_products, new=new)
+    return Workload(_on_devices(step, weights, batch, devices), rows * new, "tokens/s")
+
+
 def product_shapes(model: TransformerConfig) -> list[tuple[int, int]]:
     """[in, out] of each weight matrix that a token is multiplied with."""
     width, heads = model.d_model, model.n_heads * model.d_head
@@ -80,17 +110,37 @@ def _on_devices(
 def _multiply(
     weights: list[Array], inputs: dict[int, Array], *, axis_name: str
 ) -> dict[int, Array]:
-    """``STEPS`` times every product, of inputs that the last step's products move.
-
-    By their maxima: a sum of products the compiler could do without the products.
-    """
+    """``STEPS`` times every product, of inputs that the last step's products move."""
     del axis_name  # rows are independent
+    step = lambda _, inputs: _moved(inputs, _largest(weights, inputs))
+    return jax.lax.fori_loop(0, STEPS, step, inputs)
+
+
+def _decode_products(
+    weights: list[Array], batch: dict[str, Any], *, new: int, axis_name: str
+) -> dict[int, Array]:
+    """What `decode_products` says."""
+    del axis_name
 
     def step(_, inputs: dict[int, Array]) -> dict[int, Array]:
-        maxima = (
-            jnp.max(inputs[w.shape[0]] @ w, axis=1, keepdims=True) for w in weights
-        )
-        moved = 1e-9 * functools.reduce(jnp.add, maxima)
-        return {width: x + moved for width, x in inputs.items()}
+        largest = _largest(weights, inputs)
+        queries = batch["queries"] + largest[:, :, None, None]
+        for keys, values in zip(batch["keys"], batch["values"], strict=True):
+            mixed = (queries @ keys) @ values
+            largest += jnp.max(mixed, axis=(1, 2, 3))[:, None]
+        return _moved(inputs, largest)
 
-    return jax.lax.fori_loop(0, STEPS, step, inputs)
+    # The output's product is made of the last token of a prompt alone.
+    prompt = {i: x.reshape(-1, i) for i, x in batch["prompt"].items()}
+    read = jnp.max(_largest(weights[:-1], prompt))
+    return jax.lax.fori_loop(0, new, step, _moved(batch["inputs"], read))
+
+
+def _largest(weights: list[Array], inputs: dict[int, Array]) -> Array:
+    """[rows, 1]: from every product; a sum of them would not need the products."""
+    maxima = (jnp.max(inputs[w.shape[0]] @ w, axis=1, keepdims=True) for w in weights)
+    return functools.reduce(jnp.add, maxima)
+
+
+def _moved(inputs: dict[int, Array], by: Array) -> dict[int, Array]:
+    return {width: x + 1e-9 * by for width, x in inputs.items()}

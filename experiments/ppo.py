@@ -36,6 +36,7 @@ from experiments.runs import (
     RunConfig,
     ShowRollout,
     TokenMeter,
+    check_micro_batches,
     count_params,
     resume_state,
     save_state,
@@ -130,6 +131,11 @@ def main(config: Config) -> dict[str, float]:
     """Trains, and returns what samples were like before and after."""
     run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
     devices = local_devices(config.devices)
+    check_micro_batches(
+        config.ppo.micro_batches,
+        rows=config.batch_size // config.ppo.minibatches,
+        devices=devices,
+    )
 
     # 1. Earlier stages and prompts.
     policy = load_stage(

@@ -3,20 +3,23 @@
   python -m experiments.queue_benchmark --model M25
   python -m experiments.queue_benchmark --transformers PYTHON
 
-Three rates of decoding, measured in turn: a full batch of fixed length; 256 prompts in
-as many slots; and, with a Python that has torch, `transformers.generate` on the same
-prompts in batches of as many rows. A response ends at any of V/48 ids: random weights
-make all ids about equally probable, so that lengths are geometric with a mean of about
-48, cut at 256. Then the time to read prompts that have 8 completions, with and without
-sharing.
+Rates of decoding, measured in turn: full batches whose responses all have the longest
+length, or all the mean one; 256 prompts in as many slots; and, with a Python that has
+torch, `transformers.generate` on the same prompts in batches of as many rows. A
+response ends at any of V/48 ids: random weights make all ids about equally probable, so
+that lengths are geometric with a mean of about 48, cut at 256. Then the time to read
+prompts that have 8 completions, with and without sharing.
 """
 
+import collections
 import dataclasses
+import functools
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,7 +43,8 @@ from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.sampling.prefill import prefill
 from rlhf_jax.terminal import print_table
 
-PROMPTS, NEW = 256, 256
+PROMPTS, NEW, MEAN = 256, 256, 48
+STAGES = 3  # the last rows are decoded in halves and quarters of the slots
 SHARED_PROMPTS, COMPLETIONS, SHARED_LENGTH = 2, 8, 512
 
 
@@ -88,9 +92,16 @@ def queue_rates(
     config: Config, name: str, model: TransformerConfig, devices: Devices
 ) -> dict[str, float]:
     """Tokens a second of the batch, the queue and transformers, and what they share."""
-    fixed = sampler(
-        model, devices, rows=config.slots, prompt=PROMPT, sampling=SamplingConfig(NEW)
-    )
+    fixed = {
+        length: sampler(
+            model,
+            devices,
+            rows=config.slots,
+            prompt=PROMPT,
+            sampling=SamplingConfig(length),
+        )
+        for length in (NEW, MEAN)
+    }
     queue = sampler(
         model,
         devices,
@@ -101,12 +112,13 @@ def queue_rates(
             stop_ids=stop_ids(model),
             slots=config.slots // len(devices),
             refill=config.refill,
+            stages=STAGES,
         ),
     )
     lengths: list[np.ndarray] = []
-    rates: dict[str, list[float]] = {"fixed": [], "queue": [], "transformers": []}
+    rates: dict[Any, list[float]] = collections.defaultdict(list)
 
-    def timed(label: str, run: Callable[[], int]) -> None:
+    def timed(label: Any, run: Callable[[], int]) -> None:
         start = time.perf_counter()
         tokens = run()
         rates[label].append(tokens / (time.perf_counter() - start))
@@ -116,25 +128,27 @@ def queue_rates(
         lengths.append(mask.reshape(-1, mask.shape[-1]).sum(axis=1))
         return int(lengths[-1].sum())
 
-    count = lambda: int(np.sum(fixed().batch.mask))
-    for compile_it in (count, answer):
-        compile_it()
+    count = lambda length: int(np.sum(fixed[length]().batch.mask))
+    for length in fixed:
+        count(length)  # compiles
+    answer()
     for _ in range(config.reps):
-        timed("fixed", count)
+        for length in fixed:
+            timed(length, functools.partial(count, length))
         timed("queue", answer)
         if config.transformers is not None:
             rate = run_transformers(config.transformers, name, config.slots)
             rates["transformers"].append(rate)
-    median = {
-        label: statistics.median(found) for label, found in rates.items() if found
-    }
+    median = {label: statistics.median(found) for label, found in rates.items()}
     drawn = np.concatenate(lengths[1:])
     numbers = {
-        f"fixed length, {NEW} tokens each: tokens/s": median["fixed"],
+        f"fixed length, {NEW} tokens each: tokens/s": median[NEW],
+        f"fixed length, {MEAN} tokens each: tokens/s": median[MEAN],
         "queue: tokens/s": median["queue"],
         "mean length of its responses": float(drawn.mean()),
         "longest of them": float(drawn.max()),
-        "queue / fixed length": median["queue"] / median["fixed"],
+        f"queue / fixed length of {NEW}": median["queue"] / median[NEW],
+        f"queue / fixed length of {MEAN}": median["queue"] / median[MEAN],
     }
     if "transformers" in median:
         numbers["transformers, best variant: tokens/s"] = median["transformers"]

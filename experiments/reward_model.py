@@ -27,6 +27,7 @@ from experiments.judgements import JUDGEMENTS, Kind
 from experiments.runs import (
     RunConfig,
     TokenMeter,
+    check_micro_batches,
     count_params,
     needs_policy,
     resume_state,
@@ -85,6 +86,8 @@ class Config(RunConfig):
     """Most tokens of prompt and completion; none takes the network's context."""
     batch_size: int = 32
     """Judgements an update, all devices together."""
+    micro_batches: int = 1
+    """Parts that an update's rows on a device are computed in, one after the other."""
     epochs: int = 3
     """Passes over the judgements."""
     normalize: bool = False
@@ -108,6 +111,7 @@ def main(config: Config) -> dict[str, float]:
     """Trains, and returns the evaluation at the end."""
     run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
     devices = local_devices(config.devices)
+    check_micro_batches(config.micro_batches, rows=config.batch_size, devices=devices)
     judgement, lora = JUDGEMENTS[config.kind], config.lora.config()
 
     # 1. Data: all of it is read and tokenized before anything is compiled.
@@ -174,7 +178,11 @@ def main(config: Config) -> dict[str, float]:
         state = normalize(state)
     state, held = replicate(state, devices), replicate(frozen, devices)
     train_step = data_parallel(
-        functools.partial(reward_step, terms_fn=judgement.terms),
+        functools.partial(
+            reward_step,
+            terms_fn=judgement.terms,
+            micro_batches=config.micro_batches,
+        ),
         devices,
         in_axes=(None, 0, None),
         out_axes=None,

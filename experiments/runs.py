@@ -113,6 +113,20 @@ def save_state(run_dir: Path, step: int, state: Any, loader: Any) -> None:
     )
 
 
+def check_micro_batches(parts: int, *, rows: int, devices: Devices) -> None:
+    """Refuses what does not cut an update's rows on each device into equal parts.
+
+    Raises:
+      UserError: less than one part, or rows that are left over.
+    """
+    if parts < 1 or rows % (parts * len(devices)):
+        raise UserError(
+            f"micro_batches = {parts}: expected a divisor of the "
+            f"{rows / len(devices):g} rows of an update on each of {len(devices)} "
+            "devices"
+        )
+
+
 def count_params(*trees: Any) -> int:
     """Number of parameters of trees of arrays; an array in several is one."""
     leaves = {id(x): x.size for tree in trees for x in jax.tree.leaves(tree)}

@@ -29,6 +29,7 @@ from experiments.inputs import (
 from experiments.runs import (
     RunConfig,
     TokenMeter,
+    check_micro_batches,
     count_params,
     needs_policy,
     resume_state,
@@ -86,6 +87,8 @@ class Config(RunConfig):
     """Most tokens of a demonstration; none takes the network's context."""
     batch_size: int = 64
     """Demonstrations an update, all devices together."""
+    micro_batches: int = 1
+    """Parts that an update's rows on a device are computed in, one after the other."""
     epochs: int = 2
     """Passes over the demonstrations."""
     eval_every: int = 100
@@ -101,6 +104,7 @@ def main(config: Config) -> dict[str, float]:
     """Trains, and returns the last evaluation."""
     run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
     devices = local_devices(config.devices)
+    check_micro_batches(config.micro_batches, rows=config.batch_size, devices=devices)
     lora, key = config.lora.config(), jax.random.key(config.seed)
 
     # 1. Data: all of it is read and tokenized before anything is compiled.
@@ -150,7 +154,8 @@ def main(config: Config) -> dict[str, float]:
     save_model_files(run_dir, model, tokenizer, began=policy, lora=lora)
     state, frozen = replicate(state, devices), replicate(frozen, devices)
     axes: Any = {"in_axes": (None, 0, None), "out_axes": None}
-    train_step = data_parallel(sft_step, devices, **axes, donate_state=True)
+    train_step = functools.partial(sft_step, micro_batches=config.micro_batches)
+    train_step = data_parallel(train_step, devices, **axes, donate_state=True)
     eval_step = functools.partial(sft_eval, apply_fn=apply_fn)
     eval_step = data_parallel(eval_step, devices, **axes)
 

@@ -121,6 +121,13 @@ class KVCache:
         )
         return KVCache(layers, segments, self.index)
 
+    def take(self, rows: Array) -> "KVCache":
+        """These rows alone: [b] int32."""
+        layers, segments = jax.tree.map(
+            lambda x: x[rows], (self.layers, self.segment_ids)
+        )
+        return KVCache(layers, segments, self.index)
+
     def widen(self, columns: int) -> "KVCache":
         """Room for more tokens: so many new columns, before the ring has come round."""
 

@@ -27,7 +27,8 @@ class SamplingConfig:
     completions: int = 1  # responses a prompt; they share its prefill
     slots: int | None = None  # rows decoded at a time; None: all of the batch
     refill: int = 1  # prompts that are read together once their slots are free
-    stages: int = 1  # the cache grows so often: less to read, longer to compile
+    stages: int = 1  # loops that are compiled: from one to the next a batch's cache
+    # grows, and a queue's slots, once it is empty, are halved: less to read
     prefill_chunk: int | None = None  # tokens of a prompt read at a time; None: all
     keep_sets: bool = False  # hand on which tokens truncation left, for the loss
 
@@ -48,11 +49,7 @@ class SamplingConfig:
                 f"refill · completions = {self.refill * self.completions} or more",
             ),
             ("refill", self.refill >= 1, "at least 1"),
-            (
-                "stages",
-                1 <= self.stages <= (self.max_new_tokens if self.slots is None else 1),
-                "1 … max_new_tokens; with slots to 1: their cache is in use for good",
-            ),
+            ("stages", 1 <= self.stages <= self.max_new_tokens, "1 … max_new_tokens"),
             (
                 "prefill_chunk",
                 self.prefill_chunk is None or self.prefill_chunk >= 1,

@@ -39,6 +39,9 @@ class _Slots(NamedTuple):
     found: Drawn  # [N, R, …]
 
 
+_PER_SLOT = ("row", "drawn", "last", "length", "running")
+
+
 class Queue(NamedTuple):
     """All prompts, M of them, with K responses each to be drawn: N = M·K."""
 
@@ -66,8 +69,8 @@ def generate(
 
     Args:
       apply_fn: the policy. Its cache needs ``repeat`` where prompts have several
-        completions, and ``insert`` where there are fewer slots than rows
-        (`models.KVCache`).
+        completions, and ``insert`` and, for stages, ``take`` where there are fewer
+        slots than rows (`models.KVCache`).
       params: its parameters.
       prompts: [M, P], left-padded, one prompt a row (segment 1); the mask is not looked
         at, nor are the tokens under padding, which are handed on as they are.
@@ -104,27 +107,27 @@ def generate(
     slots = count if config.slots is None else min(config.slots, count)
     step = partial(_decode, apply_fn, params, queue, config, report)
     refill = partial(_refill, apply_fn, params, queue, config)
-    lengths = _stage_lengths(config)
-    start = _start(apply_fn, params, queue, config, slots, lengths[0])
+    start = partial(_start, apply_fn, params, queue, config, slots)
     if slots == count:
-        end = _in_stages(step, start, lengths)
+        lengths = _stage_lengths(config)
+        end = _in_stages(step, start(lengths[0]), lengths)
         return _rollout(queue, end.found, config)
 
     def waiting(s: _Slots) -> Array:
         return s.queued < prompts.tokens.shape[0]
 
     def decoding(s: _Slots) -> Array:
-        """Until a refill is due; its slots are then free, for nothing else ends it."""
+        """Until a refill is due: its slots are free, for nothing else ends it."""
         free = slots - jnp.sum(s.running)
-        due = waiting(s) & (free >= config.refill * config.completions)
-        return jnp.any(s.running) & ~due
+        return waiting(s) & (free < config.refill * config.completions)
 
     def turn(s: _Slots) -> _Slots:
         return jax.lax.while_loop(decoding, step, refill(s))
 
     # The loop first decodes: the slots that there are were filled to start with.
-    end = jax.lax.while_loop(decoding, step, start)
+    end = jax.lax.while_loop(decoding, step, start(config.max_new_tokens))
     end = jax.lax.while_loop(waiting, turn, end)
+    end = _in_halves(step, end, config.stages)
     return _rollout(queue, end.found, config)
 
 
@@ -167,6 +170,19 @@ def _in_stages(
         going = lambda s, end=length: jnp.any(s.running) & (s.step < end)
         s = jax.lax.while_loop(going, step, s)
     return s
+
+
+def _in_halves(step: Callable[[_Slots], _Slots], s: _Slots, stages: int) -> _Slots:
+    """Decodes what runs when nothing waits; free slots are dropped, half at a time."""
+    for _ in range(stages - 1):
+        half = s.row.shape[0] // 2
+        if half == 0:
+            break
+        s = jax.lax.while_loop(lambda s, half=half: jnp.sum(s.running) > half, step, s)
+        kept = jnp.argsort(~s.running, stable=True)[:half]
+        slots = {name: getattr(s, name)[kept] for name in _PER_SLOT}
+        s = s._replace(**slots, cache=s.cache.take(kept))
+    return jax.lax.while_loop(lambda s: jnp.any(s.running), step, s)
 
 
 def _start(

@@ -57,6 +57,8 @@ class PPOConfig:
     """Passes over each batch of episodes."""
     minibatches: int = 1
     """Updates a pass."""
+    micro_batches: int = 1
+    """Parts of an update's rows on a device, computed one after the other."""
     clip_eps: float = 0.2
     """Clip range of the policy's probability ratio."""
     value_clip_eps: float | None = 0.2
@@ -65,7 +67,7 @@ class PPOConfig:
     """Weight of the value loss."""
 
     def __post_init__(self):
-        for name in ("epochs", "minibatches"):
+        for name in ("epochs", "minibatches", "micro_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: expected 1 or more")
         for name in ("gamma", "lam"):

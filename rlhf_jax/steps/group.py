@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.masking import masked_mean, masked_sum
+from rlhf_jax.masking import masked_sum
 from rlhf_jax.ops.advantages import GroupScale, group_advantages
 from rlhf_jax.ops.kl import kl_estimate
 from rlhf_jax.ops.policy_loss import ppo_loss
@@ -40,6 +40,8 @@ class GRPOConfig:
     """Passes over each batch of episodes."""
     minibatches: int = 1
     """Updates a pass."""
+    micro_batches: int = 1
+    """Parts of an update's rows on a device, computed one after the other."""
     clip_eps: float = 0.2
     """Clip range of the policy's probability ratio."""
     scale: GroupScale = "std"
@@ -49,6 +51,7 @@ class GRPOConfig:
         sizes = {
             "epochs": (self.epochs, 1),
             "minibatches": (self.minibatches, 1),
+            "micro_batches": (self.micro_batches, 1),
             "sampling.completions": (self.sampling.completions, 2),
         }
         for name, (value, least) in sizes.items():
@@ -180,9 +183,9 @@ def _update(
     axis_name: str | None,
 ) -> tuple[TrainState, Metrics]:
     """One update of the clipped policy loss plus the KL term."""
-    rollout, mask = minibatch.rollout, minibatch.rollout.batch.mask
 
-    def loss_fn(params):
+    def loss_fn(params, part):
+        rollout, mask = part.rollout, part.rollout.batch.mask
         whole = join_params(frozen, params)
         logprobs = policy_forward(
             state.apply_fn,
@@ -191,18 +194,24 @@ def _update(
             temperature=config.sampling.temperature,
             kept=rollout.kept,
         ).logprobs
-        advantages = jnp.broadcast_to(minibatch.advantages[:, None], mask.shape)
+        advantages = jnp.broadcast_to(part.advantages[:, None], mask.shape)
         terms, metrics = ppo_loss(
             logprobs, rollout.logprobs, advantages, mask, clip_eps=config.clip_eps
         )
-        ref_logprobs = minibatch.ref_logprobs
+        ref_logprobs = part.ref_logprobs
         if config.kl_coef and ref_logprobs is not None:
             kl = kl_estimate(logprobs, ref_logprobs, kind="k3", mask=mask)
             terms = terms + config.kl_coef * kl
             metrics = metrics + Metrics.of({"policy/ref_kl": masked_sum(kl, mask)})
-        return masked_mean(terms, mask, axis_name=axis_name), metrics
+        return *masked_sum(terms, mask), metrics
 
-    return apply_loss(state, loss_fn, axis_name=axis_name)
+    return apply_loss(
+        state,
+        loss_fn,
+        minibatch,
+        micro_batches=config.micro_batches,
+        axis_name=axis_name,
+    )
 
 
 def _reference(

@@ -2,7 +2,7 @@
 
 import jax
 
-from rlhf_jax.masking import masked_mean
+from rlhf_jax.masking import masked_sum
 from rlhf_jax.ops.kl import adaptive_kl_update
 from rlhf_jax.ops.policy_loss import ppo_loss
 from rlhf_jax.ops.value_loss import explained_variance, value_loss
@@ -79,9 +79,9 @@ def ppo_update(
 
     Both are means over the tokens of the global minibatch; a masked token has no part.
     """
-    rollout, mask = minibatch.rollout, minibatch.rollout.batch.mask
 
-    def loss_fn(params):
+    def loss_fn(params, part):
+        rollout, mask = part.rollout, part.rollout.batch.mask
         policy = policy_forward(
             state.apply_fn,
             join_params(frozen, params),
@@ -94,22 +94,27 @@ def ppo_update(
         policy_terms, policy_metrics = ppo_loss(
             policy.logprobs,
             rollout.logprobs,
-            minibatch.advantages,
+            part.advantages,
             mask,
             clip_eps=config.clip_eps,
         )
         value_terms, value_metrics = value_loss(
             policy.values,
-            minibatch.values,
-            minibatch.returns,
+            part.values,
+            part.returns,
             mask,
             clip_eps=config.value_clip_eps,
         )
         terms = policy_terms + config.value_coef * value_terms
-        loss = masked_mean(terms, mask, axis_name=axis_name)
-        return loss, policy_metrics + value_metrics
+        return *masked_sum(terms, mask), policy_metrics + value_metrics
 
-    return apply_loss(state, loss_fn, axis_name=axis_name)
+    return apply_loss(
+        state,
+        loss_fn,
+        minibatch,
+        micro_batches=config.micro_batches,
+        axis_name=axis_name,
+    )
 
 
 def _adapt_kl_coef(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.masking import masked_mean, masked_sum
+from rlhf_jax.masking import masked_sum
 from rlhf_jax.ops.preference_loss import (
     PreferenceKind,
     implicit_reward,
@@ -22,7 +22,6 @@ from rlhf_jax.types import (
     Metrics,
     Params,
     PreferenceBatch,
-    TokenBatch,
     join_params,
 )
 
@@ -44,10 +43,14 @@ class PreferenceConfig:
     """How strongly the policy is held to the reference; τ of IPO."""
     label_smoothing: float = 0.0
     """Share of pairs believed to be labelled the wrong way round; dpo only (cDPO)."""
+    micro_batches: int = 1
+    """Parts of an update's rows on a device, computed one after the other."""
 
     def __post_init__(self):
         if self.kind not in get_args(PreferenceKind):
             raise UserError(f"kind = {self.kind!r}: expected dpo or ipo")
+        if self.micro_batches < 1:
+            raise UserError(f"micro_batches = {self.micro_batches}: expected 1 or more")
         if not self.beta > 0:
             raise UserError(f"beta = {self.beta}: expected more than 0")
         if not 0 <= self.label_smoothing < 0.5:
@@ -92,44 +95,52 @@ def preference_step(
       The new state and ``preference/*`` (docs/metrics), ``optim/grad_norm``. A pair of
       weight 0 has no part, a masked token neither; all weights 0 give gradient 0.
     """
-    both = jax.tree.map(
-        lambda c, r: jnp.concatenate([c, r]), batch.chosen, batch.rejected
-    )
-    reference = _sequence_logps(ref_apply_fn, ref_params, both)
+    reference = _pair_logps(ref_apply_fn, ref_params, batch)
     reference = jax.lax.stop_gradient(reference)
 
-    def loss_fn(params):
-        whole = join_params(frozen, params)
-        logps = _sequence_logps(state.apply_fn, whole, both)
-        terms, metrics = _terms(logps, reference, batch.weight, config)
-        counts = batch.weight > 0
-        loss = masked_mean(terms * batch.weight, counts, axis_name=axis_name)
-        weight = masked_mean(batch.weight, counts, axis_name=axis_name)
-        return loss / jnp.where(weight > 0, weight, 1.0), metrics
+    def loss_fn(params, part):
+        pairs, reference = part
+        logps = _pair_logps(state.apply_fn, join_params(frozen, params), pairs)
+        terms, metrics = _terms(logps, reference, pairs.weight, config)
+        total, _ = masked_sum(terms * pairs.weight, pairs.weight > 0)
+        return total, jnp.sum(pairs.weight), metrics
 
-    return apply_loss(state, loss_fn, axis_name=axis_name)
+    return apply_loss(
+        state,
+        loss_fn,
+        (batch, reference),
+        micro_batches=config.micro_batches,
+        axis_name=axis_name,
+    )
 
 
-def _sequence_logps(apply_fn: ApplyFn, params: Params, batch: TokenBatch) -> Array:
-    """[B] nats: log π(completion | prompt), the sum over the unmasked tokens."""
-    policy = policy_forward(apply_fn, params, batch, temperature=1.0)
-    return jnp.sum(jnp.where(batch.mask, policy.logprobs, 0.0), axis=1)
+def _pair_logps(apply_fn: ApplyFn, params: Params, pairs: PreferenceBatch) -> Array:
+    """[B, 2] nats, chosen first: Σ log π(completion | prompt) over unmasked tokens."""
+    both = jax.tree.map(
+        lambda c, r: jnp.concatenate([c, r]), pairs.chosen, pairs.rejected
+    )
+    policy = policy_forward(apply_fn, params, both, temperature=1.0)
+    sums = jnp.sum(jnp.where(both.mask, policy.logprobs, 0.0), axis=1)
+    return jnp.stack(jnp.split(sums, 2), axis=1)
 
 
 def _terms(
     logps: Array, reference: Array, weight: Array, config: PreferenceConfig
 ) -> tuple[Array, Metrics]:
-    """Losses of the pairs from [2B] log-probs, chosen first; and their metrics."""
-    chosen, rejected = jnp.split(logps, 2)
+    """Losses of the pairs from [B, 2] log-probs, chosen first; and their metrics."""
+    chosen, rejected = logps[:, 0], logps[:, 1]
     terms = preference_loss(
         chosen,
         rejected,
-        *jnp.split(reference, 2),
+        reference[:, 0],
+        reference[:, 1],
         kind=config.kind,
         beta=config.beta,
         label_smoothing=config.label_smoothing,
     )
-    better, worse = jnp.split(implicit_reward(logps, reference, beta=config.beta), 2)
+    better, worse = (
+        implicit_reward(logps[:, i], reference[:, i], beta=config.beta) for i in (0, 1)
+    )
     loss, counts = masked_sum(terms * weight, weight > 0)[0], weight > 0
     return terms, Metrics.of(
         {

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.masking import masked_mean, masked_sum
+from rlhf_jax.masking import masked_sum
 from rlhf_jax.ops.reward_loss import (
     binary_reward_loss,
     choice_reward_loss,
@@ -104,6 +104,7 @@ def reward_step(
     frozen: Params | None = None,
     *,
     terms_fn: RewardTerms,
+    micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update of the weighted mean of a kind's terms over the global batch.
@@ -114,6 +115,7 @@ def reward_step(
         (tokens, labels).
       frozen: parameters of the network that are not trained; None where all are.
       terms_fn: the kind of judgement.
+      micro_batches: parts that are computed one after the other (`apply_loss`).
       axis_name: the mapped axis over whose devices the batch is spread, or None.
 
     Returns:
@@ -121,15 +123,16 @@ def reward_step(
       ``optim/grad_norm``.
     """
 
-    def loss_fn(params):
+    def loss_fn(params, part):
         terms, weight, metrics = terms_fn(
-            state.apply_fn, join_params(frozen, params), judged
+            state.apply_fn, join_params(frozen, params), part
         )
-        weighted = masked_mean(terms * weight, weight > 0, axis_name=axis_name)
-        mean_weight = masked_mean(weight, weight > 0, axis_name=axis_name)
-        return weighted / jnp.where(mean_weight > 0, mean_weight, 1.0), metrics
+        total, _ = masked_sum(terms * weight, weight > 0)
+        return total, jnp.sum(weight), metrics
 
-    return apply_loss(state, loss_fn, axis_name=axis_name)
+    return apply_loss(
+        state, loss_fn, judged, micro_batches=micro_batches, axis_name=axis_name
+    )
 
 
 def reward_eval(

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: maximum likelihood of demonstrations."""
 
-from rlhf_jax.masking import masked_mean
+from rlhf_jax.masking import masked_sum
 from rlhf_jax.ops.supervised_loss import supervised_loss
 from rlhf_jax.steps.forward import policy_forward
 from rlhf_jax.steps.state import TrainState, apply_loss
@@ -12,6 +12,7 @@ def sft_step(
     batch: TokenBatch,
     frozen: Params | None = None,
     *,
+    micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update of L = −Σ mₜ log π(aₜ | sₜ) / Σ mₜ over the global batch.
@@ -23,6 +24,7 @@ def sft_step(
       batch: [B, T] tokens; the mask says which are learned.
       frozen: parameters of the network that are not trained, such as those under
         adapters; None where all are.
+      micro_batches: parts that are computed one after the other (`apply_loss`).
       axis_name: the mapped axis over whose devices the batch is spread, or None.
 
     Returns:
@@ -30,13 +32,15 @@ def sft_step(
       is masked everywhere has loss 0 and gradient 0.
     """
 
-    def loss_fn(params):
+    def loss_fn(params, part):
         whole = join_params(frozen, params)
-        policy = policy_forward(state.apply_fn, whole, batch, temperature=1.0)
-        terms, metrics = supervised_loss(policy.logprobs, batch.mask)
-        return masked_mean(terms, batch.mask, axis_name=axis_name), metrics
+        policy = policy_forward(state.apply_fn, whole, part, temperature=1.0)
+        terms, metrics = supervised_loss(policy.logprobs, part.mask)
+        return *masked_sum(terms, part.mask), metrics
 
-    return apply_loss(state, loss_fn, axis_name=axis_name)
+    return apply_loss(
+        state, loss_fn, batch, micro_batches=micro_batches, axis_name=axis_name
+    )
 
 
 def sft_eval(

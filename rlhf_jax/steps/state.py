@@ -51,31 +51,80 @@ def create_policy_state(
     ).replace(step=jnp.zeros((), jnp.int32))
 
 
+LossFn = Callable[[Params, Any], tuple[Array, Array, Metrics]]
+
+
 def apply_loss(
     state: State,
-    loss_fn: Callable[[Params], tuple[Array, Metrics]],
+    loss_fn: LossFn,
+    batch: Any,
     *,
+    micro_batches: int = 1,
     axis_name: str | None,
 ) -> tuple[State, Metrics]:
-    """One optimiser update: θ ← θ + tx(∇L(θ)).
+    """One optimiser update: θ ← θ + tx(∇L(θ)), L = Σᵢ wᵢ ℓᵢ(θ) / Σᵢ wᵢ.
+
+    Gradients of the numerator and the denominators are summed over micro-batches and
+    devices, and divided once: into how many parts the batch is cut changes nothing.
 
     Args:
       state: before the update.
-      loss_fn: params -> (loss, metrics). The loss is the mean over the global batch
-        (`masked_mean` with ``axis_name``), the metrics are this device's.
+      loss_fn: (params, part of the batch) -> (Σ wᵢ ℓᵢ, Σ wᵢ, metrics) of that part; the
+        weights do not depend on the parameters.
+      batch: this device's part of the global batch, cut along its first axis.
+      micro_batches: how many parts it is computed in, one after the other: activations
+        of one are all there is at a time.
       axis_name: the mapped axis, or None.
 
     Returns:
       The state after the update, and the metrics of the global batch with
-      ``optim/grad_norm`` (of the global gradient, before clipping).
+      ``optim/grad_norm`` (of the global gradient, before clipping). Without any weight
+      the gradient is 0.
+
+    Raises:
+      ValueError: the rows cannot be cut into as many equal parts.
     """
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    gradient = jax.grad(_numerator(loss_fn), has_aux=True)
+    if micro_batches == 1:
+        grads, (weight, metrics) = gradient(state.params, batch)
+    else:
+
+        def add(grads, part):
+            more, rest = gradient(state.params, part)
+            return optax.tree.add(grads, more), rest
+
+        zeros = optax.tree.zeros_like(state.params)
+        parts = _cut(batch, micro_batches)
+        grads, (weight, stacked) = jax.lax.scan(add, zeros, parts)
+        weight, metrics = jnp.sum(weight), stacked.collapse()
     if axis_name is not None:
-        # The transpose of psum under pmap is psum: each device's gradient is that of
-        # N copies of the loss, and their mean is the gradient of one.
-        grads = jax.lax.pmean(grads, axis_name)
+        grads, weight = jax.lax.psum((grads, weight), axis_name)
+    scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
+    grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
     norm = Metrics.of({"optim/grad_norm": (optax.tree.norm(grads), 1)})
     return state.apply_gradients(grads=grads), metrics.reduce(axis_name) + norm
+
+
+def _numerator(loss_fn: LossFn) -> Callable:
+    def numerator(params: Params, part: Any):
+        total, weight, metrics = loss_fn(params, part)
+        return total, (jax.lax.stop_gradient(weight), metrics)
+
+    return numerator
+
+
+def _cut(batch: Any, parts: int) -> Any:
+    """[B, …] → [parts, B / parts, …]; rows that are neighbours stay together."""
+
+    def cut(x):
+        if x.shape[0] % parts:
+            raise ValueError(
+                f"micro_batches = {parts} of {x.shape[0]} rows on each device: "
+                "expected a divisor of the rows"
+            )
+        return x.reshape(parts, -1, *x.shape[1:])
+
+    return jax.tree.map(cut, batch)
 
 
 def tree_bytes(tree: Any) -> int:

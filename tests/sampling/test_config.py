@@ -21,7 +21,6 @@ from rlhf_jax.sampling import SamplingConfig
         ({"refill": 0}, "refill=0: set it to at least 1"),
         ({"slots": 3, "refill": 2, "completions": 2}, "slots=3: set it to refill"),
         ({"stages": 2}, "stages=2: set it to 1 … max_new_tokens"),
-        ({"max_new_tokens": 8, "stages": 2, "slots": 4}, "stages=2: set it to 1"),
         ({"prefill_chunk": 0}, "prefill_chunk=0"),
         ({"keep_sets": True}, "keep_sets=True: set it to False"),
     ],

@@ -97,10 +97,10 @@ def test_the_lengths_of_the_reference_differ_widely():
 
 
 @pytest.mark.parametrize(
-    "slots, refill",
-    [(29, 2), (5, 1), (5, 3), (3, 1), (3, 2), (1, 1)],
+    "slots, refill, stages",
+    [(29, 2, 2), (5, 1, 1), (5, 3, 3), (3, 1, 1), (3, 2, 4), (1, 1, 2)],
 )
-def test_slots_change_no_token(slots, refill):
+def test_slots_change_no_token(slots, refill, stages):
     """The order is that of the prompts, and the rows are those that were given.
 
     A step draws at most one token a slot and fills one column of the ring, so that
@@ -108,7 +108,7 @@ def test_slots_change_no_token(slots, refill):
     than twice.
     """
     whole = drawn()
-    found = drawn(slots=slots, refill=refill)
+    found = drawn(slots=slots, refill=refill, stages=stages)
     assert_same(found, whole)
     assert found.row.tolist() == ROWS.tolist()
     tokens = int(whole.batch.mask.sum())
@@ -126,7 +126,7 @@ def test_slots_change_no_token_of_learned_positions_and_windows():
 def test_slots_hold_all_completions_of_a_prompt():
     """3 completions in 9 slots, 2 prompts at a time: rows r·3 + k in their order."""
     whole = drawn(completions=3)
-    found = drawn(completions=3, slots=9, refill=2)
+    found = drawn(completions=3, slots=9, refill=2, stages=2)
     assert_same(found, whole)
     expected = (3 * ROWS[:, None] + np.arange(3)).ravel()
     assert found.row.tolist() == expected.tolist()
@@ -200,6 +200,9 @@ class NoCache:
     def insert(self, fresh, rows):
         return self
 
+    def take(self, rows):
+        return self
+
 
 def countdown(params, batch: TokenBatch, *, cache=None, cache_size=None):
     """After token v surely v − 1: with 0 to stop, v tokens are drawn."""
@@ -267,6 +270,19 @@ def test_report_by_hand():
         same | {"step": 16, "tokens": 32, "busy": 2, "ended": 1},
         same | {"step": 32, "tokens": 56, "busy": 1, "ended": 3},
     ]
+
+
+def test_free_slots_are_dropped_at_the_end():
+    """Lengths 33 1 17 2 1 in four slots, three stages.
+
+    Row 4 takes the place of row 1, and the queue is empty. After step 2 rows 0 and 2
+    run, in two slots from then on; after step 17 row 0 alone, in one.
+    """
+    seen = []
+    record = lambda **counts: seen.append({k: int(v) for k, v in counts.items()})
+    _count_down([33, 1, 17, 2, 1], report=record, slots=4, stages=3)
+    found = [(s["step"], s["slots"], s["busy"]) for s in seen]
+    assert sorted(found) == [(0, 4, 4), (16, 2, 2), (32, 1, 1)]
 
 
 def test_nobody_is_called_without_a_report():
