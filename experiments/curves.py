@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import LogFormatter
 
 from experiments import benchmark_inputs as inputs
 from experiments.timing import ForeignCPU, Report, Workload, alternate, report
@@ -196,6 +197,8 @@ def _draw(axes: Axes, panel: Panel, lines: Sequence[Report]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatted(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.set_title(panel.title, fontsize=11, loc="left", fontweight="bold")
     axes.set_xlabel(panel.xlabel, fontsize=9)
     axes.set_ylabel(panel.ylabel, fontsize=9)

@@ -1,6 +1,7 @@
 """Where examples come from: files, TFDS data sets, and what is held back of them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,9 +13,11 @@ from rlhf_jax.data import (
     Row,
     collate_chat,
     collate_demonstrations,
+    collate_packed,
     conversation_prompts,
     conversations,
     demonstrations,
+    pack,
     prompts,
     read_rows,
     rename_columns,
@@ -85,6 +88,12 @@ class Imitation(NamedTuple):
     num_cut: int
     collate: Callable[..., Any]
     lengths: list[int]
+
+    def packed(self, width: int) -> "Imitation":
+        """Rows of several examples, up to ``width`` tokens."""
+        groups = pack(self.examples, self.lengths, width=width)
+        collate = functools.partial(collate_packed, collate=self.collate)
+        return Imitation(groups, self.num_cut, collate, [width] * len(groups))
 
 
 def parse_demonstrations(rows: list[Row]) -> list[Any]:

@@ -85,8 +85,10 @@ class Config(RunConfig):
     """Optimiser and schedule."""
     max_length: int | None = None
     """Most tokens of a demonstration; none takes the network's context."""
+    pack_length: int | None = None
+    """Tokens of a row that several demonstrations share; none gives each its own."""
     batch_size: int = 64
-    """Demonstrations an update, all devices together."""
+    """Rows an update, all devices together."""
     micro_batches: int = 1
     """Parts that an update's rows on a device are computed in, one after the other."""
     epochs: int = 2
@@ -118,9 +120,16 @@ def main(config: Config) -> dict[str, float]:
         too_long=config.data.too_long,
     )
     learned, held_out = tokenize(texts), tokenize(eval_texts)
-    length = max(learned.lengths + held_out.lengths)
+    eval_length = max(learned.lengths + held_out.lengths)
+    length = config.pack_length or eval_length
+    if config.pack_length is not None:
+        check_pack_length(length, least=eval_length, most=model.max_length)
+        learned = learned.packed(length)
     collate = functools.partial(
         learned.collate, length=length, pad_id=pad_id(tokenizer)
+    )
+    eval_collate = functools.partial(
+        held_out.collate, length=eval_length, pad_id=pad_id(tokenizer)
     )
     loader = make_loader(
         learned.examples,
@@ -161,7 +170,7 @@ def main(config: Config) -> dict[str, float]:
 
     def evaluate() -> dict[str, float]:
         metrics = Metrics.of({})
-        for batch, valid in batches(held_out.examples, config.batch_size, collate):
+        for batch, valid in batches(held_out.examples, config.batch_size, eval_collate):
             batch = dataclasses.replace(batch, mask=batch.mask & valid[:, None])
             batch = shard(batch, devices)
             metrics += eval_step(state.params, batch, frozen)
@@ -190,6 +199,15 @@ def main(config: Config) -> dict[str, float]:
             advance({"loss": shown.get("sft/loss", float("nan")), "tok/s": meter.last})
     write_report(run_dir)
     return evaluate()
+
+
+def check_pack_length(length: int, *, least: int, most: int) -> None:
+    """A packed row holds the longest demonstration, and fits the network's context."""
+    if not least <= length <= most:
+        raise UserError(
+            f"pack_length = {length}: expected {least}, the longest demonstration, to "
+            f"{most}, the network's context"
+        )
 
 
 def start_from(config: Config, policy: Stage | None, texts: list[Any]):

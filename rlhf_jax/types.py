@@ -119,15 +119,26 @@ class PolicyOutput:
     values: Array | None  # [B, T] float32, V before token t; None without a critic
 
 
+class Readout(NamedTuple):
+    """What logits are made of: cap(hidden · unembed)."""
+
+    hidden: Array  # [B, T, D]
+    unembed: Array  # [D, V], of the same dtype
+    softcap: float | None
+
+
 class ModelOutput(NamedTuple):
     """What a policy network returns, *not* yet aligned: index t has read token t.
 
-    ``values`` is None without a critic, ``cache`` is None unless asked for.
+    ``values`` is None without a critic, ``cache`` is None unless asked for. With
+    ``readout`` log-probs need no logits; under ``jax.jit`` those that nobody looks at
+    are never computed.
     """
 
     logits: Array  # [B, T, V], for the token after t
     values: Array | None = None  # [B, T] float32, of the state after token t
     cache: Any = None  # pytree of the model's own
+    readout: Readout | None = None  # None: there are only logits
 
 
 class ApplyFn(Protocol):

@@ -28,6 +28,7 @@ from rlhf_jax.data.conversations import (
 )
 from rlhf_jax.data.grammar import gold_sentiment
 from rlhf_jax.data.loader import batches, make_loader
+from rlhf_jax.data.packing import collate_packed, pack
 from rlhf_jax.data.records import (
     Demonstration,
     Labeled,
@@ -71,6 +72,7 @@ __all__ = [
     "collate_chat",
     "collate_demonstrations",
     "collate_labels",
+    "collate_packed",
     "collate_preferences",
     "collate_prompts",
     "collate_rankings",
@@ -85,6 +87,7 @@ __all__ = [
     "load_tokenizer",
     "make_loader",
     "oracle_accuracy",
+    "pack",
     "preferences",
     "prompts",
     "rankings",

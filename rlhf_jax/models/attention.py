@@ -68,33 +68,52 @@ def soft_cap(x: Array, cap: float | None) -> Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+LEAST_BLOCK, MOST_BLOCKS = 64, 8
+
+
 def attend(
     q_BTHd: Array, k_BTKd: Array, v_BTKd: Array, mask_BTT: Array, c: TransformerConfig
 ) -> Array:
     """softmax(cap(s·q·k))·v over the tokens that the mask leaves: [B, T, H, d].
 
-    The softmax is float32 and the mask a large finite number: a padding token, which
-    attends to nothing, gets an average instead of NaN.
+    In blocks of queries, each with the tokens up to its own last one: what no mask ever
+    leaves, nearly half of [T, T], is not computed. The softmax is float32 and the mask
+    a large finite number: a padding token, which attends to nothing, gets an average
+    instead of NaN.
     """
-    if c.attn_softcap is None:
-        return jax.nn.dot_product_attention(
-            q_BTHd, k_BTKd, v_BTKd, mask=mask_BTT[:, None], scale=c.attn_scale
+    B, T, H, d = q_BTHd.shape
+    q_BTKGd = q_BTHd.reshape(B, T, c.n_kv_heads, H // c.n_kv_heads, d)
+    q_BKGTd = jnp.transpose(q_BTKGd, (0, 2, 3, 1, 4))
+    k_BKTd, v_BKTd = jnp.swapaxes(k_BTKd, 1, 2), jnp.swapaxes(v_BTKd, 1, 2)
+    width = max(LEAST_BLOCK, -(-T // MOST_BLOCKS))
+    blocks = [
+        _attend_block(
+            q_BKGTd[:, :, :, start : start + width],
+            k_BKTd[:, :, : start + width],
+            v_BKTd[:, :, : start + width],
+            mask_BTT[:, start : start + width, : start + width],
+            c,
         )
+        for start in range(0, T, width)
+    ]
+    mixed_BKGTd = jnp.concatenate(blocks, axis=3)
+    return jnp.transpose(mixed_BKGTd, (0, 3, 1, 2, 4)).reshape(q_BTHd.shape)
+
+
+def _attend_block(
+    q_BKGQd: Array, k_BKSd: Array, v_BKSd: Array, mask_BQS: Array, c: TransformerConfig
+) -> Array:
     scale = c.d_head**-0.5 if c.attn_scale is None else c.attn_scale
-    grouped = (*q_BTHd.shape[:2], c.n_kv_heads, c.n_heads // c.n_kv_heads, c.d_head)
-    scores_BKGTS = scale * jnp.einsum(
-        "BTKGd,BSKd->BKGTS",
-        q_BTHd.reshape(grouped),
-        k_BTKd,
-        preferred_element_type=jnp.float32,
+    scores_BKGQS = scale * jnp.einsum(
+        "BKGQd,BKSd->BKGQS", q_BKGQd, k_BKSd, preferred_element_type=jnp.float32
     )
-    capped = soft_cap(scores_BKGTS, c.attn_softcap)
-    allowed = mask_BTT[:, None, None]
-    weights = jax.nn.softmax(
-        jnp.where(allowed, capped, jnp.finfo(jnp.float32).min), axis=-1
+    scores_BKGQS = jnp.where(
+        mask_BQS[:, None, None],
+        soft_cap(scores_BKGQS, c.attn_softcap),
+        jnp.finfo(jnp.float32).min,
     )
-    mixed = jnp.einsum("BKGTS,BSKd->BTKGd", weights.astype(v_BTKd.dtype), v_BTKd)
-    return mixed.reshape(q_BTHd.shape)
+    weights_BKGQS = jax.nn.softmax(scores_BKGQS, axis=-1).astype(v_BKSd.dtype)
+    return jnp.einsum("BKGQS,BKSd->BKGQd", weights_BKGQS, v_BKSd)
 
 
 def attend_cached(

@@ -15,13 +15,19 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models.attention import soft_cap
 from rlhf_jax.models.cache import KVCache
 from rlhf_jax.models.config import TransformerConfig
-from rlhf_jax.models.layers import TRANSPOSED, low_rank, product_transposed
+from rlhf_jax.models.layers import (
+    TRANSPOSED,
+    low_rank,
+    merged_kernel,
+    product_transposed,
+)
 from rlhf_jax.models.transformer import EMBEDDING_STD, Transformer
 from rlhf_jax.types import (
     ApplyFn,
     Array,
     ModelOutput,
     Params,
+    Readout,
     ScoreFn,
     TokenBatch,
 )
@@ -111,6 +117,18 @@ class CausalLM(nn.Module):
         logits_NV = soft_cap(logits_NV, self.config.logit_softcap)
         return logits_NV.reshape(*hidden_BTD.shape[:2], self.config.vocab_size)
 
+    def readout(self, hidden_BTD: Array) -> Readout | None:
+        """What a training step needs instead of the logits; None while decoding."""
+        c, params = self.config, self.variables["params"]
+        if c.tie_embeddings:
+            unembed_DV = params["trunk"]["embed"]["embedding"].T
+        elif "kernel" in params["lm_head"]:
+            unembed_DV = merged_kernel(params["lm_head"])
+        else:
+            return None
+        unembed_DV = unembed_DV.astype(hidden_BTD.dtype)
+        return Readout(hidden_BTD, unembed_DV, c.logit_softcap)
+
     def __call__(
         self,
         batch: TokenBatch,
@@ -119,7 +137,8 @@ class CausalLM(nn.Module):
         cache_size: int | None = None,
     ) -> ModelOutput:
         hidden_BTD, cache = self.trunk(batch, cache=cache, cache_size=cache_size)
-        return ModelOutput(self.logits(hidden_BTD), cache=cache)
+        logits_BTV = self.logits(hidden_BTD)
+        return ModelOutput(logits_BTV, cache=cache, readout=self.readout(hidden_BTD))
 
 
 class ActorCritic(CausalLM):
@@ -137,7 +156,8 @@ class ActorCritic(CausalLM):
         cache_size: int | None = None,
     ) -> ModelOutput:
         hidden_BTD, cache = self.trunk(batch, cache=cache, cache_size=cache_size)
-        return ModelOutput(self.logits(hidden_BTD), self.value_head(hidden_BTD), cache)
+        logits_BTV, values_BT = self.logits(hidden_BTD), self.value_head(hidden_BTD)
+        return ModelOutput(logits_BTV, values_BT, cache, self.readout(hidden_BTD))
 
 
 class ScoreModel(nn.Module):

@@ -16,7 +16,7 @@ from rlhf_jax.models.attention import View, attend, attend_cached
 from rlhf_jax.models.cache import LayerCache
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.rope import rotate
-from rlhf_jax.types import Array
+from rlhf_jax.types import Array, Params
 
 
 class Projection(nn.Module):
@@ -75,6 +75,14 @@ def low_rank(projection: nn.Module, x_NI: Array) -> Array | float:
         for name in ("lora_a", "lora_b", "lora_scale")
     )
     return scale * ((x_NI @ a_IR) @ b_RO)
+
+
+def merged_kernel(params: Params) -> Array:
+    """W + s·A·B of a projection's parameters, W where they have no adapters."""
+    if "lora_a" not in params:
+        return params["kernel"]
+    a_IR, b_RO, scale = (params[name] for name in ("lora_a", "lora_b", "lora_scale"))
+    return params["kernel"] + (scale * (a_IR @ b_RO)).astype(params["kernel"].dtype)
 
 
 class CenteredRMSNorm(nn.Module):

@@ -5,6 +5,7 @@ from rlhf_jax.ops.advantages import (
     group_advantages,
     leave_one_out_advantages,
 )
+from rlhf_jax.ops.fused_logprobs import fused_token_logprobs
 from rlhf_jax.ops.kl import adaptive_kl_update, kl_estimate, kl_penalized_rewards
 from rlhf_jax.ops.logits import (
     min_p_mask,
@@ -33,6 +34,7 @@ __all__ = [
     "binary_reward_loss",
     "choice_reward_loss",
     "explained_variance",
+    "fused_token_logprobs",
     "gae_advantages",
     "group_advantages",
     "implicit_reward",

@@ -1,5 +1,6 @@
 """A policy's view of a batch, aligned with its tokens."""
 
+from rlhf_jax.ops.fused_logprobs import fused_token_logprobs
 from rlhf_jax.ops.logits import keep_only
 from rlhf_jax.ops.logprobs import align_to_tokens, token_entropy, token_logprobs
 from rlhf_jax.types import ApplyFn, Array, Params, PolicyOutput, TokenBatch
@@ -15,7 +16,9 @@ def policy_forward(
 ) -> PolicyOutput:
     """Log-probs, entropy, values of every token: log π(aₜ | sₜ), H(π(· | sₜ)), V(sₜ).
 
-    No reference. What the caller does not use costs nothing under ``jax.jit``.
+    No reference. What the caller does not use costs nothing under ``jax.jit``. Where
+    the network says what its logits are made of, they are never there as a whole
+    (`fused_token_logprobs`), unless ``kept`` asks for them.
 
     Args:
       apply_fn: the network.
@@ -38,6 +41,12 @@ def policy_forward(
     """
     output = apply_fn(params, batch)
     values = None if output.values is None else align_to_tokens(output.values)
+    if output.readout is not None and kept is None:
+        hidden, unembed, softcap = output.readout
+        logprobs, entropy = fused_token_logprobs(
+            hidden, unembed, batch.tokens, temperature=temperature, softcap=softcap
+        )
+        return PolicyOutput(logprobs=logprobs, entropy=entropy, values=values)
     logits = output.logits if kept is None else keep_only(output.logits, kept)
     return PolicyOutput(
         logprobs=token_logprobs(logits, batch.tokens, temperature=temperature),

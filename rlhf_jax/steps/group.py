@@ -14,7 +14,7 @@ from rlhf_jax.ops.kl import kl_estimate
 from rlhf_jax.ops.policy_loss import ppo_loss
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps.forward import policy_forward
-from rlhf_jax.steps.minibatches import first_update, gather, minibatch_rows
+from rlhf_jax.steps.minibatches import gather, in_minibatches
 from rlhf_jax.steps.rollout import episode_kl
 from rlhf_jax.steps.state import TrainState, apply_loss
 from rlhf_jax.types import ApplyFn, Array, Metrics, Params, Rollout, join_params
@@ -156,22 +156,12 @@ def grpo_step(
     """
     if config.kl_coef and experience.ref_logprobs is None:
         raise ValueError(f"kl_coef = {config.kl_coef}: the experience has no reference")
-    whole = gather(experience, axis_name)
-    index = minibatch_rows(
-        key,
-        whole.scores.shape[0],
-        experience.scores.shape[0],
-        epochs=config.epochs,
-        minibatches=config.minibatches,
-        axis_name=axis_name,
+    update = lambda state, minibatch: _update(
+        state, minibatch, frozen, config=config, axis_name=axis_name
     )
-
-    def update(state, rows):
-        minibatch = jax.tree.map(lambda x: x[rows], whole)
-        return _update(state, minibatch, frozen, config=config, axis_name=axis_name)
-
-    state, stacked = jax.lax.scan(update, state, index)
-    return state, stacked.collapse() + first_update(stacked)
+    return in_minibatches(
+        update, state, experience, key=key, config=config, axis_name=axis_name
+    )
 
 
 def _update(

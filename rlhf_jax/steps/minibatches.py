@@ -1,12 +1,67 @@
 """Epochs and minibatches of a batch of episodes, the same on any number of devices."""
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import jax
 
 from rlhf_jax.types import Array, Metrics
 
-Tree = TypeVar("Tree")
+Tree = TypeVar("Tree", bound=Any)
+State = TypeVar("State")
+
+
+class Passes(Protocol):
+    """How often a batch is gone through, and in how many updates each time."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def minibatches(self) -> int: ...
+
+
+def in_minibatches(
+    update: Callable[[State, Tree], tuple[State, Metrics]],
+    state: State,
+    experience: Tree,
+    *,
+    key: Array,
+    config: Passes,
+    axis_name: str | None,
+) -> tuple[State, Metrics]:
+    """Epochs × minibatches updates of one batch of episodes, in one scan.
+
+    No reference. Minibatches are drawn from the global batch, each anew in every epoch,
+    so that the result does not depend on the number of devices.
+
+    Args:
+      update: (state, this device's part of a minibatch) -> (state, global metrics).
+      state: before the first update.
+      experience: this device's part of the batch, with ``scores`` [B].
+      key: PRNG key of the permutations, the same on every device.
+      config: ``epochs`` and ``minibatches``.
+      axis_name: the mapped axis over whose devices the batch is spread, or None.
+
+    Returns:
+      The state after the last update, and metrics: over all updates, and ``first/*`` of
+      the first alone, where the ratio must still be 1.
+
+    Raises:
+      ValueError: minibatches do not divide the global batch into equal device parts.
+    """
+    whole = gather(experience, axis_name)
+    index = minibatch_rows(
+        key,
+        whole.scores.shape[0],
+        experience.scores.shape[0],
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+        axis_name=axis_name,
+    )
+    one = lambda state, rows: update(state, jax.tree.map(lambda x: x[rows], whole))
+    state, stacked = jax.lax.scan(one, state, index)
+    return state, stacked.collapse() + first_update(stacked)
 
 
 def gather(experience: Tree, axis_name: str | None) -> Tree:

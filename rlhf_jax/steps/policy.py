@@ -1,14 +1,12 @@
 """The PPO update: all epochs and minibatches of a batch of episodes, in one scan."""
 
-import jax
-
 from rlhf_jax.masking import masked_sum
 from rlhf_jax.ops.kl import adaptive_kl_update
 from rlhf_jax.ops.policy_loss import ppo_loss
 from rlhf_jax.ops.value_loss import explained_variance, value_loss
 from rlhf_jax.steps.config import PPOConfig
 from rlhf_jax.steps.forward import policy_forward
-from rlhf_jax.steps.minibatches import first_update, gather, minibatch_rows
+from rlhf_jax.steps.minibatches import gather, in_minibatches
 from rlhf_jax.steps.rollout import episode_kl
 from rlhf_jax.steps.state import PolicyState, apply_loss
 from rlhf_jax.types import Array, Experience, Metrics, Params, join_params
@@ -44,25 +42,16 @@ def policy_step(
     Raises:
       ValueError: minibatches do not divide the global batch into equal device parts.
     """
-    whole = gather(experience, axis_name)
-    index = minibatch_rows(
-        key,
-        whole.scores.shape[0],
-        experience.scores.shape[0],
-        epochs=config.epochs,
-        minibatches=config.minibatches,
-        axis_name=axis_name,
+    update = lambda state, minibatch: ppo_update(
+        state, minibatch, frozen, config=config, axis_name=axis_name
     )
-
-    def update(state, rows):
-        minibatch = jax.tree.map(lambda x: x[rows], whole)
-        return ppo_update(state, minibatch, frozen, config=config, axis_name=axis_name)
-
-    state, stacked = jax.lax.scan(update, state, index)
+    state, metrics = in_minibatches(
+        update, state, experience, key=key, config=config, axis_name=axis_name
+    )
+    whole = gather(experience, axis_name)
     explained = explained_variance(
         whole.values, whole.returns, whole.rollout.batch.mask
     )
-    metrics = stacked.collapse() + first_update(stacked)
     metrics = metrics + Metrics.of({"value/explained_variance": (explained, 1)})
     return _adapt_kl_coef(state, whole, config), metrics
 

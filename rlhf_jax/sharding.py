@@ -1,0 +1,143 @@
+"""Steps over a mesh: parameters in parts, by their names.
+
+Where `parallel` gives every device the whole state, a mesh may hold a part on each:
+
+* ``data``: each device has its rows of the batch;
+* ``fsdp``: as data, and each has a part of every weight and of its optimiser state, the
+  whole of which it only sees while the layer runs (Rajbhandari et al. 2019,
+  arXiv:1910.02054);
+* ``tensor``: each has some heads, some of the MLP's width and some of the vocabulary
+  (Shoeybi et al. 2019, arXiv:1909.08053).
+
+The step is the same function as on one device, without an axis name: the compiler adds
+the communication that the parts ask for.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlhf_jax.errors import UserError
+
+DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
+
+# What the end of a leaf's path says of its last dimensions; those before, layers and
+# experts, are whole. A leaf that no rule names is whole on every device.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"pos_embed/embedding", (None, FSDP)),
+    (r"embed/embedding", (TENSOR, FSDP)),
+    (r"(q|k|v|gate|up)_proj/kernel", (FSDP, TENSOR)),
+    (r"(q|k|v|gate|up)_proj/lora_a", (FSDP, None)),
+    (r"(q|k|v|gate|up)_proj/lora_b", (None, TENSOR)),
+    (r"(q|k|v|gate|up)_proj/bias", (TENSOR,)),
+    (r"(o|down)_proj/kernel", (TENSOR, FSDP)),
+    (r"(o|down)_proj/lora_a", (TENSOR, None)),
+    (r"(o|down)_proj/lora_b", (None, FSDP)),
+    (r"lm_head/kernel", (FSDP, TENSOR)),
+    (r"lm_head/lora_a", (FSDP, None)),
+    (r"lm_head/lora_b", (None, TENSOR)),
+)
+
+
+def make_mesh(devices: Sequence[Any], *, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of the devices; those that fsdp and tensor leave over share the data.
+
+    Raises:
+      UserError: the devices are not a multiple of fsdp · tensor.
+
+    >>> dict(make_mesh(jax.devices()[:1]).shape)
+    {'data': 1, 'fsdp': 1, 'tensor': 1}
+    """
+    if len(devices) % (fsdp * tensor):
+        raise UserError(
+            f"fsdp = {fsdp} and tensor = {tensor} on {len(devices)} devices: expected "
+            "a product that divides the devices"
+        )
+    grid = np.array(devices).reshape(-1, fsdp, tensor)
+    return Mesh(grid, (DATA, FSDP, TENSOR))
+
+
+def state_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Where each leaf of a state or of parameters belongs, by RULES.
+
+    No reference. A dimension that its part of the mesh does not divide is whole.
+
+    Args:
+      tree: arrays or their shapes; optimiser states have their parameters' paths.
+      mesh: of `make_mesh`.
+
+    Returns:
+      The tree with a NamedSharding in place of each leaf.
+
+    >>> shapes = {"q_proj": {"kernel": jax.ShapeDtypeStruct((2, 8, 8), "float32")}}
+    >>> mesh = make_mesh(jax.devices()[:1])
+    >>> state_shardings(shapes, mesh)["q_proj"]["kernel"].spec
+    PartitionSpec(None, 'fsdp', 'tensor')
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: NamedSharding(mesh, _spec(path, np.shape(x), mesh)), tree
+    )
+
+
+def place_state(tree: Any, mesh: Mesh) -> Any:
+    """The tree on the mesh, each leaf where `state_shardings` says; a copy."""
+    copies = jax.tree.map(jax.numpy.copy, tree)
+    return jax.device_put(copies, state_shardings(tree, mesh))
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """A batch on the mesh, its rows over data and fsdp.
+
+    Raises:
+      UserError: the rows cannot be cut into equal parts.
+    """
+    parts = mesh.shape[DATA] * mesh.shape[FSDP]
+    for leaf in jax.tree.leaves(batch):
+        if leaf.shape[0] % parts:
+            raise UserError(
+                f"batch of {leaf.shape[0]} rows on {parts} parts of a mesh: expected a "
+                f"multiple of {parts}; change the batch size or the mesh"
+            )
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec((DATA, FSDP))))
+
+
+def mesh_parallel(step: Callable, *, donate_state: bool = False) -> Callable:
+    """Runs a train step on the mesh that its arguments are on.
+
+    Args:
+      step: ``(state, *trees, key=...) -> (state, metrics)``; other keywords are bound
+        by ``functools.partial`` beforehand.
+      donate_state: the state's buffers are reused for the result, and gone.
+
+    Returns:
+      A function of the same arguments; the new state lies as the old one does.
+    """
+    compiled: dict[Any, Callable] = {}
+
+    def call(state: Any, *trees: Any, **keys: Any) -> Any:
+        where = jax.tree.map(lambda x: x.sharding, state)
+        known = tuple(jax.tree.leaves(where))
+        if known not in compiled:
+            compiled[known] = jax.jit(
+                step,
+                out_shardings=(where, None),
+                donate_argnums=(0,) if donate_state else (),
+            )
+        return compiled[known](state, *trees, **keys)
+
+    return call
+
+
+def _spec(path: Any, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for pattern, axes in RULES:
+        if re.search(rf"(^|/){pattern}$", name) and len(shape) >= len(axes):
+            whole = [None] * (len(shape) - len(axes))
+            sizes = shape[len(whole) :]
+            fit = lambda axis, n: None if axis is None or n % mesh.shape[axis] else axis
+            return PartitionSpec(*whole, *map(fit, axes, sizes))
+    return PartitionSpec()
