@@ -178,6 +178,7 @@ def main(config: Config) -> dict[str, float]:
         steps=total * ppo.epochs * ppo.minibatches,
         rows=config.batch_size // ppo.minibatches,
         length=config.prompt_length + ppo.sampling.max_new_tokens,
+        micro_batches=ppo.micro_batches,
         devices=devices,
     )
 

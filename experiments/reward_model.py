@@ -151,6 +151,7 @@ def main(config: Config) -> dict[str, float]:
         steps=total,
         rows=rows,
         length=length,
+        micro_batches=config.micro_batches,
         devices=devices,
     )
 

@@ -12,6 +12,7 @@ import jax
 from rlhf_jax import checkpoint
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import DType, TransformerConfig, lora
+from rlhf_jax.ops.fused_logprobs import CHUNK
 from rlhf_jax.parallel import Devices
 from rlhf_jax.sampling import RolloutMeter
 from rlhf_jax.terminal import memory_estimate, print_plan
@@ -142,18 +143,19 @@ def show_plan(
     steps: int,
     rows: int,
     length: int,
+    micro_batches: int,
     devices: Devices,
 ) -> None:
     """Prints what is going to run, with an estimate of the memory a device needs."""
     memory = memory_estimate(
         trained=trained,
         frozen=frozen,
-        tokens=rows * length // len(devices),
+        tokens=rows * length // (len(devices) * micro_batches),
         length=length,
         d_model=model.d_model,
         layers=model.n_layers,
         heads=model.n_heads,
-        vocab_size=model.vocab_size,
+        vocab_size=min(model.vocab_size, CHUNK),  # logits are there in slices
         itemsize=4 if model.dtype == "float32" else 2,
     )
     print_plan(

@@ -123,7 +123,8 @@ def main(config: Config) -> dict[str, float]:
     eval_length = max(learned.lengths + held_out.lengths)
     length = config.pack_length or eval_length
     if config.pack_length is not None:
-        check_pack_length(length, least=eval_length, most=model.max_length)
+        least = max(learned.lengths)
+        check_pack_length(length, least=least, most=model.max_length)
         learned = learned.packed(length)
     collate = functools.partial(
         learned.collate, length=length, pad_id=pad_id(tokenizer)
@@ -152,6 +153,7 @@ def main(config: Config) -> dict[str, float]:
         steps=total,
         rows=config.batch_size,
         length=length,
+        micro_batches=config.micro_batches,
         devices=devices,
     )
 

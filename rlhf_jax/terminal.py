@@ -152,7 +152,7 @@ def memory_estimate(
       d_model: D, model width.
       layers: L.
       heads: H, attention heads.
-      vocab_size: V.
+      vocab_size: V, or as many columns of the logits as are there at a time.
       itemsize: bytes of a compute value: 4 for float32, 2 for bfloat16.
 
     Returns:

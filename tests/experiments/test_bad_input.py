@@ -117,6 +117,20 @@ def test_earlier_stages(toys, tmp_path, capsys, compilations):
     assert not compilations
 
 
+def test_rows_that_cannot_be_cut_or_packed(toys, tmp_path, capsys, compilations):
+    cases = [
+        (sft, toys.sft, {"micro_batches": 3}, "micro_batches = 3"),
+        (sft, toys.sft, {"pack_length": 3}, "pack_length = 3"),
+        (sft, toys.sft, {"pack_length": 129}, "pack_length = 129"),
+        (reward_model, toys.reward, {"micro_batches": 3}, "micro_batches = 3"),
+    ]
+    for number, (script, configure, change, word) in enumerate(cases):
+        config = configure(tmp_path / str(number), **change)
+        message = _error(script, config, capsys)
+        assert word in message, message
+    assert not compilations
+
+
 def test_a_value_out_of_range_names_its_option(tmp_path):
     command = [sys.executable, "-m", "experiments.ppo", "--ppo.epochs", "0"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -31,6 +31,16 @@ def test_sft_and_reward_leave_what_the_next_stage_needs(toys):
     assert 0 <= last["reward/eval_accuracy"] <= 1
 
 
+def test_packed_rows_in_micro_batches(toys, tmp_path):
+    """16 reviews of up to 77 tokens in rows of 128: two or three a row."""
+    config = toys.sft(tmp_path, pack_length=128, batch_size=2, micro_batches=2)
+    sft.main(config)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert 3 <= len(rows) <= 4
+    assert all(0 < row["sft/loss"] < 10 for row in rows)
+    assert "sft/eval_loss" in rows[-1]
+
+
 @pytest.mark.parametrize("critic", ["reward", "head"])
 def test_ppo_trains_and_its_policy_can_be_loaded(toys, tmp_path, critic):
     summary = ppo.main(toys.ppo(tmp_path, critic=critic))
