@@ -1,5 +1,6 @@
 """The benchmark runs at toy size, and counts what it says that it counts."""
 
+import dataclasses
 import json
 import sys
 
@@ -7,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import benchmark, curves, peers
+from experiments import benchmark, curves, logits_memory, peers
 from experiments.benchmark_inputs import MODELS, pairs, prompts
-from experiments.limits import product_shapes, weight_products
+from experiments.limits import decode_products, product_shapes, weight_products
 from experiments.timing import ForeignCPU, Workload, alternate, report
 from experiments.workloads import WORKLOADS
 from rlhf_jax.errors import UserError
@@ -95,6 +96,12 @@ def test_limits_of_decoding():
     moved = timed.run()
     assert {k: v.shape for k, v in moved.items()} == {16: (2, 2, 16), 32: (2, 2, 32)}
     assert timed.items == 4 * 64
+    timed = decode_products(M0, local_devices(2), rows=4, prompt=3, new=5)
+    found = timed.run()
+    assert {k: v.shape for k, v in found.items()} == {
+        k: v.shape for k, v in moved.items()
+    }
+    assert timed.items == 4 * 5
 
 
 def test_curves_have_a_point_and_a_picture(tmp_path, monkeypatch):
@@ -221,3 +228,10 @@ def test_what_is_unknown_or_missing_is_one_line(fake_peers, tmp_path):
 def test_devices_that_are_taken():
     assert len(benchmark.take_devices(2)) == 2
     assert jax.local_device_count() == 8  # those of the tests: the backend has started
+
+
+def test_a_step_without_logits_needs_less():
+    model = dataclasses.replace(M0, vocab_size=20_000)
+    config = logits_memory.Config(model, rows=(1,))
+    [(whole, less)] = logits_memory.main(config)
+    assert less < 0.8 * whole
