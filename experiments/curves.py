@@ -122,7 +122,10 @@ def slots_point(
         rows=QUEUE,
         prompt=PROMPT,
         sampling=SamplingConfig(
-            QUEUE_NEW, stop_ids=stop_ids(model), slots=slots, refill=max(1, slots // 4)
+            QUEUE_NEW,
+            stop_ids=stop_ids(model),
+            slots=slots,
+            read_ahead=max(1, slots // 4),
         ),
     )
     drawn: list[int] = []

@@ -56,8 +56,8 @@ class Config:
     """Sizes: M25 has 33.6 million parameters, M3 3.05 million."""
     slots: int = 16
     """Rows decoded at a time, all devices together."""
-    refill: int = 2
-    """Prompts that are read together, on one device."""
+    read_ahead: int = 16
+    """Prompts that are read together, all devices together."""
     reps: int = 5
     """Timed iterations of each."""
     devices: int = 1
@@ -111,7 +111,7 @@ def queue_rates(
             NEW,
             stop_ids=stop_ids(model),
             slots=config.slots // len(devices),
-            refill=config.refill,
+            read_ahead=max(1, config.read_ahead // len(devices)),
             stages=STAGES,
         ),
     )

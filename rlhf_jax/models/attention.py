@@ -82,6 +82,8 @@ def attend(
     instead of NaN.
     """
     B, T, H, d = q_BTHd.shape
+    if T == 0:  # prompts of one token, which decoding reads, leave nothing to prefill
+        return q_BTHd
     q_BTKGd = q_BTHd.reshape(B, T, c.n_kv_heads, H // c.n_kv_heads, d)
     q_BKGTd = jnp.transpose(q_BTKGd, (0, 2, 3, 1, 4))
     k_BKTd, v_BKTd = jnp.swapaxes(k_BTKd, 1, 2), jnp.swapaxes(v_BTKd, 1, 2)

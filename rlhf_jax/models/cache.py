@@ -144,7 +144,7 @@ class KVCache:
 
         Args:
           fresh: b rows whose columns are all written; not more columns than here.
-          rows: [b] int32, where they go; a row that does not exist is dropped.
+          rows: [b] int32, where they go.
         """
         columns = self.segment_ids.shape[1]
 
@@ -156,10 +156,8 @@ class KVCache:
             new = jnp.roll(jnp.pad(new, room), start, axis)
 
             def put_row(i: Array, held: Array) -> Array:
-                at = jnp.clip(rows[i], 0, held.shape[0] - 1)
-                old = jax.lax.dynamic_slice_in_dim(held, at, 1)
-                row = jnp.where(rows[i] == at, new[i][None], old)
-                return jax.lax.dynamic_update_slice_in_dim(held, row, at, 0)
+                row = new[i][None]
+                return jax.lax.dynamic_update_slice_in_dim(held, row, rows[i], 0)
 
             return jax.lax.fori_loop(0, new.shape[0], put_row, held)
 

@@ -26,7 +26,7 @@ class SamplingConfig:
     pad_id: int = 0  # stands after the end; may be one of stop_ids
     completions: int = 1  # responses a prompt; they share its prefill
     slots: int | None = None  # rows decoded at a time; None: all of the batch
-    refill: int = 1  # prompts that are read together once their slots are free
+    read_ahead: int = 1  # prompts that are read together, before their slots are free
     stages: int = 1  # loops that are compiled: from one to the next a batch's cache
     # grows, and a queue's slots, once it is empty, are halved: less to read
     prefill_chunk: int | None = None  # tokens of a prompt read at a time; None: all
@@ -45,10 +45,10 @@ class SamplingConfig:
             ("completions", self.completions >= 1, "at least 1"),
             (
                 "slots",
-                self.slots is None or self.slots >= self.refill * self.completions,
-                f"refill · completions = {self.refill * self.completions} or more",
+                self.slots is None or self.slots >= self.completions,
+                f"completions = {self.completions} or more",
             ),
-            ("refill", self.refill >= 1, "at least 1"),
+            ("read_ahead", self.read_ahead >= 1, "at least 1"),
             ("stages", 1 <= self.stages <= self.max_new_tokens, "1 … max_new_tokens"),
             (
                 "prefill_chunk",

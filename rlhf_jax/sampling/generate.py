@@ -1,8 +1,8 @@
 """Prompts to responses: slots that decode, and are filled again when they are free.
 
 One compiled graph. Every step draws one token in each slot that has not ended. With as
-many slots as rows nothing waits; with fewer, the other prompts are a queue: as soon as
-enough slots are free, the next ones are read and take their places, so that the whole
+many slots as rows nothing waits; with fewer, the other prompts are a queue: they are
+read some at a time, and each takes the place of a row that has ended, so that the whole
 costs about the tokens that it draws, whatever the longest response is.
 """
 
@@ -32,7 +32,7 @@ class _Slots(NamedTuple):
     last: Array  # [S] int32: the token to be read next
     length: Array  # [S] int32: tokens of its prompt
     running: Array  # [S] bool
-    queued: Array  # [] int32: the next prompt to be read
+    queued: Array  # [] int32: the next prompt to be answered
     step: Array  # [] int32: steps of all slots
     tokens_drawn: Array  # [] int32: by all slots
     cache: Any
@@ -69,8 +69,8 @@ def generate(
 
     Args:
       apply_fn: the policy. Its cache needs ``repeat`` where prompts have several
-        completions, and ``insert`` and, for stages, ``take`` where there are fewer
-        slots than rows (`models.KVCache`).
+        completions, ``insert`` and ``take`` where there are fewer slots than rows
+        (`models.KVCache`).
       params: its parameters.
       prompts: [M, P], left-padded, one prompt a row (segment 1); the mask is not looked
         at, nor are the tokens under padding, which are handed on as they are.
@@ -106,27 +106,29 @@ def generate(
     count = queue.rows.shape[0]
     slots = count if config.slots is None else min(config.slots, count)
     step = partial(_decode, apply_fn, params, queue, config, report)
-    refill = partial(_refill, apply_fn, params, queue, config)
     start = partial(_start, apply_fn, params, queue, config, slots)
     if slots == count:
         lengths = _stage_lengths(config)
         end = _in_stages(step, start(lengths[0]), lengths)
         return _rollout(queue, end.found, config)
 
-    def waiting(s: _Slots) -> Array:
-        return s.queued < prompts.tokens.shape[0]
+    def full(s: _Slots) -> Array:
+        return slots - jnp.sum(s.running) < config.completions
 
-    def decoding(s: _Slots) -> Array:
-        """Until a refill is due: its slots are free, for nothing else ends it."""
-        free = slots - jnp.sum(s.running)
-        return waiting(s) & (free < config.refill * config.completions)
+    def answer_more(s: _Slots) -> _Slots:
+        """Reads the next prompts together; each begins as soon as there is room."""
+        first, last = s.queued, s.queued + config.read_ahead
+        ready = _read(apply_fn, params, queue, config, first)
 
-    def turn(s: _Slots) -> _Slots:
-        return jax.lax.while_loop(decoding, step, refill(s))
+        def begin_next(s: _Slots) -> _Slots:
+            s = jax.lax.while_loop(full, step, s)
+            return _begin(s, *ready, s.queued - first, config)
 
-    # The loop first decodes: the slots that there are were filled to start with.
-    end = jax.lax.while_loop(decoding, step, start(config.max_new_tokens))
-    end = jax.lax.while_loop(waiting, turn, end)
+        more = lambda s: s.queued < jnp.minimum(last, len(prompts.tokens))
+        return jax.lax.while_loop(more, begin_next, s)
+
+    waiting = lambda s: s.queued < len(prompts.tokens)
+    end = jax.lax.while_loop(waiting, answer_more, start(config.max_new_tokens))
     end = _in_halves(step, end, config.stages)
     return _rollout(queue, end.found, config)
 
@@ -222,35 +224,39 @@ def _start(
     )
 
 
-def _refill(
+def _read(
     apply_fn: ApplyFn,
     params: Params,
     queue: Queue,
     config: SamplingConfig,
-    s: _Slots,
-) -> _Slots:
-    """The next prompts take the places of rows that have ended."""
-    count, slots = queue.prompts.tokens.shape[0], s.row.shape[0]
-    wanted = s.queued + jnp.arange(config.refill, dtype=jnp.int32)
-    at = jnp.minimum(wanted, count - 1)
+    first: Array,
+) -> tuple[Any, TokenBatch]:
+    """(cache, prompts) of the next ones in the queue; at its end, some of its last."""
+    wanted = first + jnp.arange(config.read_ahead, dtype=jnp.int32)
+    at = jnp.minimum(wanted, queue.prompts.tokens.shape[0] - 1)
     new = jax.tree.map(lambda x: x[at], queue.prompts)
-    fresh = prefill(apply_fn, params, new, columns=None, chunk=config.prefill_chunk)
-    each = partial(_repeat, times=config.completions)
+    chunk = config.prefill_chunk
+    return prefill(apply_fn, params, new, columns=None, chunk=chunk), new
+
+
+def _begin(
+    s: _Slots, read: Any, prompts: TokenBatch, i: Array, config: SamplingConfig
+) -> _Slots:
+    """Prompt i of those that are read takes the places of rows that have ended."""
+    prompt = jax.tree.map(lambda x: x[i], prompts)
+    completions = jnp.arange(config.completions, dtype=jnp.int32)
+    free = jnp.argsort(s.running, stable=True)[: config.completions]
+    fresh = read.take(i[None])
     if config.completions > 1:
         fresh = fresh.repeat(config.completions)
-    exists = each(wanted < count)
-    free = jnp.argsort(s.running, stable=True)[: exists.shape[0]]
-    free = jnp.where(exists, free, slots)  # no slot: dropped
-    completions = jnp.arange(config.completions, dtype=jnp.int32)
-    row = (wanted[:, None] * config.completions + completions[None]).reshape(-1)
-    put = lambda held, x: held.at[free].set(x, mode="drop")
+    put = lambda held, x: held.at[free].set(x)
     return s._replace(
-        row=put(s.row, row),
+        row=put(s.row, s.queued * config.completions + completions),
         drawn=put(s.drawn, 0),
-        last=put(s.last, each(new.tokens[:, -1])),
-        length=put(s.length, each(_lengths(new))),
-        running=put(s.running, each(new.segment_ids[:, -1] > 0)),
-        queued=s.queued + config.refill,
+        last=put(s.last, prompt.tokens[-1]),
+        length=put(s.length, jnp.sum(prompt.segment_ids > 0, dtype=jnp.int32)),
+        running=put(s.running, prompt.segment_ids[-1] > 0),
+        queued=s.queued + 1,
         cache=s.cache.insert(fresh, free),
     )
 

@@ -79,8 +79,8 @@ def test_a_prompt_is_read_once(slots, expected):
         ("rotary", {"prefill_chunk": 2}),  # 5 columns: 2 · 3, the first of padding
         ("rotary", {"prefill_chunk": 3}),
         ("rotary", {"prefill_chunk": 9}),
-        ("rotary", {"prefill_chunk": 2, "slots": 3, "refill": 2}),
-        ("learned", {"prefill_chunk": 2, "slots": 3, "refill": 2}),
+        ("rotary", {"prefill_chunk": 2, "slots": 3, "read_ahead": 2}),
+        ("learned", {"prefill_chunk": 2, "slots": 3, "read_ahead": 2}),
     ],
 )
 def test_chunks_change_no_token(model, options):
@@ -88,7 +88,7 @@ def test_chunks_change_no_token(model, options):
 
 
 def test_chunks_change_no_token_of_several_completions():
-    options = {"completions": 3, "prefill_chunk": 2, "slots": 6, "refill": 2}
+    options = {"completions": 3, "prefill_chunk": 2, "slots": 6, "read_ahead": 2}
     assert_same(drawn(**options), drawn(completions=3))
 
 

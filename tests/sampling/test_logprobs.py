@@ -37,7 +37,7 @@ TRUNCATED = [
     {"top_k": 4},
     {"top_p": 0.8},
     {"min_p": 0.3},
-    {"top_k": 9, "top_p": 0.9, "min_p": 0.1, "slots": 3, "refill": 2},
+    {"top_k": 9, "top_p": 0.9, "min_p": 0.1, "slots": 3, "read_ahead": 2},
 ]
 TAU = 0.7
 

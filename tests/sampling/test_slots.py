@@ -19,7 +19,7 @@ from rlhf_jax.ops.logprobs import token_logprobs
 from rlhf_jax.sampling import SamplingConfig, generate
 from rlhf_jax.types import ModelOutput, Rollout, TokenBatch
 
-PROMPTS, WIDTH, BUDGET = 29, 6, 10  # 29: a multiple of no slots and no refill
+PROMPTS, WIDTH, BUDGET = 29, 6, 10  # 29: a multiple of no slots and no read_ahead
 COLUMNS = WIDTH + BUDGET  # of the ring
 EMPTY = 7  # a row without a prompt, in the midst of the queue
 ROTARY = TransformerConfig(
@@ -97,10 +97,10 @@ def test_the_lengths_of_the_reference_differ_widely():
 
 
 @pytest.mark.parametrize(
-    "slots, refill, stages",
+    "slots, read_ahead, stages",
     [(29, 2, 2), (5, 1, 1), (5, 3, 3), (3, 1, 1), (3, 2, 4), (1, 1, 2)],
 )
-def test_slots_change_no_token(slots, refill, stages):
+def test_slots_change_no_token(slots, read_ahead, stages):
     """The order is that of the prompts, and the rows are those that were given.
 
     A step draws at most one token a slot and fills one column of the ring, so that
@@ -108,7 +108,7 @@ def test_slots_change_no_token(slots, refill, stages):
     than twice.
     """
     whole = drawn()
-    found = drawn(slots=slots, refill=refill, stages=stages)
+    found = drawn(slots=slots, read_ahead=read_ahead, stages=stages)
     assert_same(found, whole)
     assert found.row.tolist() == ROWS.tolist()
     tokens = int(whole.batch.mask.sum())
@@ -120,13 +120,13 @@ def test_slots_change_no_token_of_learned_positions_and_windows():
     model = "learned"
     whole = drawn(model)
     assert whole.batch.mask.sum() / 3 > 2 * COLUMNS  # twice round the ring
-    assert_same(drawn(model, slots=3, refill=2), whole)
+    assert_same(drawn(model, slots=3, read_ahead=2), whole)
 
 
 def test_slots_hold_all_completions_of_a_prompt():
     """3 completions in 9 slots, 2 prompts at a time: rows r·3 + k in their order."""
     whole = drawn(completions=3)
-    found = drawn(completions=3, slots=9, refill=2, stages=2)
+    found = drawn(completions=3, slots=9, read_ahead=2, stages=2)
     assert_same(found, whole)
     expected = (3 * ROWS[:, None] + np.arange(3)).ravel()
     assert found.row.tolist() == expected.tolist()
@@ -142,12 +142,12 @@ def test_prompts_of_one_token_leave_nothing_to_prefill():
         key=jax.random.key(0),
         config=SAMPLING(**options),
     )
-    assert_same(each(slots=3, refill=2), each())
+    assert_same(each(slots=3, read_ahead=2), each())
 
 
 @pytest.mark.parametrize("model", ["rotary", "learned"])
 def test_logprobs_are_those_of_the_training_forward(model):
-    rollout = drawn(model, slots=3, refill=2)
+    rollout = drawn(model, slots=3, read_ahead=2)
     batch = rollout.batch
     logits = quick_jit(apply_of(model))(params_of(model), batch).logits
     expected = token_logprobs(logits, batch.tokens, temperature=0.9)
@@ -166,7 +166,7 @@ def test_any_number_of_devices_gets_the_same_tokens(devices):
             params,
             prompts,
             key=key,
-            config=SAMPLING(slots=3, refill=2),
+            config=SAMPLING(slots=3, read_ahead=2),
             rows=rows,
         ),
         in_axes=(None, 0, None, 0),
@@ -182,7 +182,7 @@ def test_compiles_once_for_all_prompts_of_a_width():
     @quick_jit
     @chex.assert_max_traces(n=1)
     def run(params, prompts, key):
-        config = SAMPLING(slots=3, refill=2)
+        config = SAMPLING(slots=3, read_ahead=2)
         return generate(apply_of("rotary"), params, prompts, key=key, config=config)
 
     seen = set()
@@ -229,17 +229,18 @@ def _count_down(lengths, apply_fn=countdown, report=None, **options):
     [
         ({}, 5, 1),  # the longest
         ({"slots": 2}, 9, 5),
-        ({"slots": 2, "refill": 2}, 12, 3),
+        ({"slots": 2, "read_ahead": 3}, 9, 3),
         ({"slots": 1}, 16, 6),  # all tokens
-        ({"slots": 4, "refill": 3}, 7, 2),
+        ({"slots": 4, "read_ahead": 3}, 5, 2),
     ],
 )
 def test_steps_by_hand(options, steps, reads):
     """Lengths 5 1 1 3 2 4: 16 tokens, 8 steps at the least with two slots.
 
     Two slots: row 0 in steps 1–5, beside it rows 1 (1), 2 (2) and 3 (3–5); both are
-    free and filled one after the other, by rows 4 (6–7) and 5 (6–9). Pairs: 5 + 3 + 4.
-    Four slots of which three are free after step 3: rows 4 and 5 in steps 4–7.
+    free and filled one after the other, by rows 4 (6–7) and 5 (6–9). Four slots: rows 4
+    and 5 take the places of 1 and 2 in step 2. How many are read together only tells
+    how often something is read.
     """
     calls = {"decode": 0, "prefill": 0}
 
@@ -304,6 +305,6 @@ def test_nobody_is_called_without_a_report():
 def test_slots_must_hold_whole_groups():
     with pytest.raises(UserError, match="slots=5: set it to a multiple of completio"):
         drawn(completions=2, slots=5)
-    with pytest.raises(UserError, match="slots=3: set it to refill · completions = 4"):
-        SAMPLING(completions=2, refill=2, slots=3)
-    assert SAMPLING(completions=2, refill=2, slots=4).slots == 4
+    with pytest.raises(UserError, match="slots=3: set it to completions = 4"):
+        SAMPLING(completions=4, slots=3)
+    assert SAMPLING(completions=2, read_ahead=9, slots=4).slots == 4
