@@ -102,6 +102,15 @@ group_row = lambda scale: Row(
 preference_row = lambda **options: Row(
     partial(ops.preference_loss, beta=0.7, **options), floats(*[(B,)] * 4)
 )
+UNEMBED = np.eye(V) - 0.5 * np.eye(V, k=1)
+
+
+def fused(hidden, tokens):
+    unembed = jnp.asarray(UNEMBED, hidden.dtype)
+    options = {"temperature": 0.7, "chunk_size": 3}
+    return ops.fused_token_logprobs(hidden, unembed, tokens, **options)
+
+
 ROWS = {
     "masked_sum": Row(masking.masked_sum, with_mask(BT), under_mask),
     "masked_mean": Row(masking.masked_mean, with_mask(BT), under_mask),
@@ -114,6 +123,7 @@ ROWS = {
     "token_logprobs": Row(
         partial(ops.token_logprobs, temperature=0.7), with_ints(V, (B, T, V), BT)
     ),
+    "fused_token_logprobs": Row(fused, with_ints(V, (B, T, V), BT)),
     "token_entropy": Row(
         partial(ops.token_entropy, temperature=0.7), floats((B, T, V))
     ),
