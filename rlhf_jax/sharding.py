@@ -75,8 +75,8 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
 
     >>> shapes = {"q_proj": {"kernel": jax.ShapeDtypeStruct((2, 8, 8), "float32")}}
     >>> mesh = make_mesh(jax.devices()[:1])
-    >>> state_shardings(shapes, mesh)["q_proj"]["kernel"].spec
-    PartitionSpec(None, 'fsdp', 'tensor')
+    >>> tuple(state_shardings(shapes, mesh)["q_proj"]["kernel"].spec)
+    (None, 'fsdp', 'tensor')
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, x: NamedSharding(mesh, _spec(path, np.shape(x), mesh)), tree
