@@ -25,6 +25,7 @@ MODELS = {
         d_head=64,
         d_ff=1_536,
         max_length=4_096,
+        scan_unroll=8,
     ),
     "M3": TransformerConfig(
         vocab_size=1_024,
@@ -35,6 +36,7 @@ MODELS = {
         d_head=32,
         d_ff=512,
         max_length=4_096,
+        scan_unroll=6,
     ),
 }
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from rlhf_jax.cpu import prepare_cpu
 from rlhf_jax.errors import UserError
 
 Config = TypeVar("Config")
@@ -21,6 +22,7 @@ def run(
     from, the first preset's by default. What a person can mend ends in one line and
     exit code 2; anything else is a defect, and shows its traceback.
     """
+    prepare_cpu()
     try:
         main(_parse(presets, description, sys.argv[1:]))
     except UserError as error:

@@ -1,12 +1,13 @@
 """The one file that knows about devices: data parallelism by ``jax.pmap``.
 
 A step is written for one device's part of the batch and told the name of the mapped
-axis; sums that need the whole batch are taken over that axis inside the step. Trees
-that every device holds whole (states, parameters, metrics) look as on one device
-(`replicate`); batches are cut along their first axis, behind a leading device axis
-(`shard`).
+axis, None where a device is alone; sums that need the whole batch are taken over that
+axis inside the step. Trees that every device holds whole (states, parameters, metrics)
+look as on one device (`replicate`); batches are cut along their first axis, behind a
+leading device axis (`shard`).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -102,7 +103,8 @@ def data_parallel(
 
     Args:
       step: ``(*trees, axis_name=..., key=...)``; keywords other than these are bound
-        by ``functools.partial`` beforehand.
+        by ``functools.partial`` beforehand. On one device it is jitted, and the name is
+        None: mapped, it would copy all gradients to add them up.
       devices: where to run.
       in_axes: for every tree, None if each device gets it whole (`replicate`), 0 if it
         gets its part (`shard`).
@@ -114,25 +116,59 @@ def data_parallel(
       ``(*trees, key=None) -> outputs``. Every device gets the same key.
 
     >>> import jax.numpy as jnp
-    >>> total = lambda x, *, axis_name: jax.lax.psum(x.sum(), axis_name)
-    >>> total = data_parallel(total, local_devices(1), in_axes=(0,), out_axes=None)
-    >>> total(jnp.ones((1, 4)))
-    Array(4., dtype=float32)
+    >>> double = lambda x, *, axis_name: 2 * x
+    >>> double = data_parallel(double, local_devices(1), in_axes=(0,), out_axes=0)
+    >>> double(jnp.ones((1, 4)))
+    Array([[2., 2., 2., 2.]], dtype=float32)
     """
+    alone = len(devices) == 1
 
     def call(key, *trees):
         drawn = {} if key is None else {"key": key}
-        return step(*trees, axis_name=AXIS, **drawn)
+        return step(*trees, axis_name=None if alone else AXIS, **drawn)
 
-    mapped = jax.pmap(
-        call,
-        axis_name=AXIS,
-        devices=devices,
-        in_axes=(None, *in_axes),
-        out_axes=out_axes,
-        donate_argnums=(1,) if donate_state else (),  # by position: keywords donate not
-    )
+    call.__name__ = _name(step)  # what profiles call it
+    donated = (1,) if donate_state else ()  # by position: keywords donate not
+    if alone:
+        whole = _without_axis(call, (None, *in_axes), out_axes)
+        mapped = jax.jit(whole, donate_argnums=donated)
+    else:
+        mapped = jax.pmap(
+            call,
+            axis_name=AXIS,
+            devices=devices,
+            in_axes=(None, *in_axes),
+            out_axes=out_axes,
+            donate_argnums=donated,
+        )
     return lambda *trees, key=None: mapped(key, *trees)
+
+
+def _without_axis(call: Callable, in_axes: tuple, out_axes: Any) -> Callable:
+    """``call`` on one device's part, for trees that have a device axis of 1."""
+    drop, add = (lambda x: x[0]), (lambda x: x[None])
+
+    @functools.wraps(call)
+    def run(*trees):
+        parts = (
+            tree if axis is None else jax.tree.map(drop, tree)
+            for axis, tree in zip(in_axes, trees, strict=True)
+        )
+        found = call(*parts)
+        if not isinstance(out_axes, tuple):
+            return found if out_axes is None else jax.tree.map(add, found)
+        return tuple(
+            part if axis is None else jax.tree.map(add, part)
+            for axis, part in zip(out_axes, found, strict=True)
+        )
+
+    return run
+
+
+def _name(step: Callable) -> str:
+    while isinstance(step, functools.partial):
+        step = step.func
+    return getattr(step, "__name__", "step")
 
 
 def _mesh(devices: Devices) -> Mesh:

@@ -4,9 +4,13 @@ Axes in names: B rows, T tokens of a row, S columns of the cache, H query heads,
 key-value heads, G = H / K query heads that share one, d head width.
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from rlhf_jax.models.cache import LayerCache
 from rlhf_jax.models.config import TransformerConfig
@@ -69,6 +73,8 @@ def soft_cap(x: Array, cap: float | None) -> Array:
 
 
 LEAST_BLOCK, MOST_BLOCKS = 64, 8
+MIXED = "attention"  # the name of its results, for `jax.checkpoint`
+UNSEEN = float(jnp.finfo(jnp.float32).min)
 
 
 def attend(
@@ -77,45 +83,130 @@ def attend(
     """softmax(cap(s·q·k))·v over the tokens that the mask leaves: [B, T, H, d].
 
     In blocks of queries, each with the tokens up to its own last one: what no mask ever
-    leaves, nearly half of [T, T], is not computed. The softmax is float32 and the mask
-    a large finite number: a padding token, which attends to nothing, gets an average
-    instead of NaN.
+    leaves, nearly half of [T, T], is not computed. The backward pass computes the
+    softmax again, from its normaliser, instead of keeping [T, T] weights: Dao et al.
+    2022, arXiv:2205.14135, without the tiling by hand. The softmax is float32. A
+    padding token, which attends to nothing, gets an average and passes no gradient.
     """
     B, T, H, d = q_BTHd.shape
     if T == 0:  # prompts of one token, which decoding reads, leave nothing to prefill
         return q_BTHd
-    q_BTKGd = q_BTHd.reshape(B, T, c.n_kv_heads, H // c.n_kv_heads, d)
-    q_BKGTd = jnp.transpose(q_BTKGd, (0, 2, 3, 1, 4))
-    k_BKTd, v_BKTd = jnp.swapaxes(k_BTKd, 1, 2), jnp.swapaxes(v_BTKd, 1, 2)
-    width = max(LEAST_BLOCK, -(-T // MOST_BLOCKS))
-    blocks = [
-        _attend_block(
-            q_BKGTd[:, :, :, start : start + width],
-            k_BKTd[:, :, : start + width],
-            v_BKTd[:, :, : start + width],
-            mask_BTT[:, start : start + width, : start + width],
-            c,
-        )
-        for start in range(0, T, width)
-    ]
-    mixed_BKGTd = jnp.concatenate(blocks, axis=3)
+    scale = c.d_head**-0.5 if c.attn_scale is None else c.attn_scale
+    q_BTKGd = (scale * q_BTHd).reshape(B, T, c.n_kv_heads, H // c.n_kv_heads, d)
+    mix: Any = _mix
+    mixed_BKGTd = mix(
+        c.attn_softcap,
+        jnp.transpose(q_BTKGd, (0, 2, 3, 1, 4)),
+        jnp.swapaxes(k_BTKd, 1, 2),
+        jnp.swapaxes(v_BTKd, 1, 2),
+        mask_BTT,
+    )
     return jnp.transpose(mixed_BKGTd, (0, 3, 1, 2, 4)).reshape(q_BTHd.shape)
 
 
-def _attend_block(
-    q_BKGQd: Array, k_BKSd: Array, v_BKSd: Array, mask_BQS: Array, c: TransformerConfig
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mix(
+    cap: float | None, q_BKGTd: Array, k_BKTd: Array, v_BKTd: Array, mask_BTT: Array
 ) -> Array:
-    scale = c.d_head**-0.5 if c.attn_scale is None else c.attn_scale
-    scores_BKGQS = scale * jnp.einsum(
-        "BKGQd,BKSd->BKGQS", q_BKGQd, k_BKSd, preferred_element_type=jnp.float32
+    """softmax(cap(q·k))·v, [B, K, G, T, d]."""
+    return _mix_forward(cap, q_BKGTd, k_BKTd, v_BKTd, mask_BTT)[0]
+
+
+def _mix_forward(
+    cap: float | None, q_BKGTd: Array, k_BKTd: Array, v_BKTd: Array, mask_BTT: Array
+):
+    mixed, log_totals = [], []
+    for queries, keys in _blocks(q_BKGTd.shape[3]):
+        v_BKSd = v_BKTd[:, :, keys]
+        scores_BKMS, seen_BKMS = _scores(
+            q_BKGTd[:, :, :, queries], k_BKTd[:, :, keys], mask_BTT[:, queries, keys]
+        )
+        scores_BKMS = jnp.where(seen_BKMS, soft_cap(scores_BKMS, cap), UNSEEN)
+        max_BKM1 = jnp.max(scores_BKMS, axis=-1, keepdims=True)
+        weights_BKMS = jnp.exp(scores_BKMS - max_BKM1)
+        total_BKM1 = jnp.sum(weights_BKMS, axis=-1, keepdims=True)
+        mixed_BKMd = _product("BKMS,BKSd->BKMd", weights_BKMS, v_BKSd) / total_BKM1
+        mixed.append(_unmerge(mixed_BKMd.astype(q_BKGTd.dtype), q_BKGTd))
+        log_totals.append(max_BKM1 + jnp.log(total_BKM1))
+    mixed_BKGTd = jnp.concatenate(mixed, axis=3)
+    mixed_BKGTd, log_totals = checkpoint_name((mixed_BKGTd, log_totals), MIXED)
+    return mixed_BKGTd, (q_BKGTd, k_BKTd, v_BKTd, mask_BTT, mixed_BKGTd, log_totals)
+
+
+def _mix_backward(cap: float | None, kept: tuple, by_mixed_BKGTd: Array):
+    """∂/∂q = dS·k, ∂/∂k = dSᵀ·q, ∂/∂v = Pᵀ·dO, with dS = P ⊙ (dO·vᵀ − Σ dO ⊙ O).
+
+    The products with a transposed [T, T] array are written as those of the narrow one,
+    transposed: (qᵀ·dS)ᵀ.
+    """
+    q_BKGTd, k_BKTd, v_BKTd, mask_BTT, mixed_BKGTd, log_totals = kept
+    # A product, since a sum along a short last axis is slow on XLA's CPU backend.
+    ones_d1 = jnp.ones((mixed_BKGTd.shape[-1], 1), jnp.float32)
+    pull_BKGT1 = (by_mixed_BKGTd * mixed_BKGTd).astype(jnp.float32) @ ones_d1
+    by_q, by_k_BKdT, by_v_BKdT = [], 0.0, 0.0
+    for (queries, keys), log_total_BKM1 in zip(
+        _blocks(q_BKGTd.shape[3]), log_totals, strict=True
+    ):
+        q_BKGQd, k_BKSd = q_BKGTd[:, :, :, queries], k_BKTd[:, :, keys]
+        raw_BKMS, seen_BKMS = _scores(q_BKGQd, k_BKSd, mask_BTT[:, queries, keys])
+        scores_BKMS = soft_cap(raw_BKMS, cap)
+        weights_BKMS = jnp.where(seen_BKMS, jnp.exp(scores_BKMS - log_total_BKM1), 0.0)
+        by_mixed_BKMd = _merge(by_mixed_BKGTd[:, :, :, queries])
+        by_weights_BKMS = _product("BKMd,BKSd->BKMS", by_mixed_BKMd, v_BKTd[:, :, keys])
+        pull_BKM1 = _merge(pull_BKGT1[:, :, :, queries])
+        by_raw_BKMS = weights_BKMS * (by_weights_BKMS - pull_BKM1)
+        if cap is not None:
+            by_raw_BKMS = by_raw_BKMS * (1.0 - jnp.square(scores_BKMS / cap))
+        by_q_BKMd = _product("BKMS,BKSd->BKMd", by_raw_BKMS, k_BKSd)
+        by_q.append(_unmerge(by_q_BKMd, q_BKGQd))
+        later = ((0, 0), (0, 0), (0, 0), (0, k_BKTd.shape[2] - keys.stop))
+        q_BKdM, by_mixed_BKdM = (
+            jnp.swapaxes(x, 2, 3) for x in (_merge(q_BKGQd), by_mixed_BKMd)
+        )
+        by_k_BKdS = _product("BKdM,BKMS->BKdS", q_BKdM, by_raw_BKMS)
+        by_v_BKdS = _product("BKdM,BKMS->BKdS", by_mixed_BKdM, weights_BKMS)
+        by_k_BKdT += jnp.pad(by_k_BKdS, later)
+        by_v_BKdT += jnp.pad(by_v_BKdS, later)
+    return (
+        jnp.concatenate(by_q, axis=3).astype(q_BKGTd.dtype),
+        jnp.swapaxes(by_k_BKdT, 2, 3).astype(k_BKTd.dtype),
+        jnp.swapaxes(by_v_BKdT, 2, 3).astype(v_BKTd.dtype),
+        None,
     )
-    scores_BKGQS = jnp.where(
-        mask_BQS[:, None, None],
-        soft_cap(scores_BKGQS, c.attn_softcap),
-        jnp.finfo(jnp.float32).min,
-    )
-    weights_BKGQS = jax.nn.softmax(scores_BKGQS, axis=-1).astype(v_BKSd.dtype)
-    return jnp.einsum("BKGQS,BKSd->BKGQd", weights_BKGQS, v_BKSd)
+
+
+_mix.defvjp(_mix_forward, _mix_backward)
+
+
+def _blocks(tokens: int) -> list[tuple[slice, slice]]:
+    """(queries, keys) of each block: the keys up to its last query."""
+    width = max(LEAST_BLOCK, -(-tokens // MOST_BLOCKS))
+    starts = range(0, tokens, width)
+    ends = [min(start + width, tokens) for start in starts]
+    return [
+        (slice(*block), slice(0, block[1])) for block in zip(starts, ends, strict=True)
+    ]
+
+
+def _scores(q_BKGQd: Array, k_BKSd: Array, mask_BQS: Array) -> tuple[Array, Array]:
+    """(q·k, whether the mask leaves it), the queries of a group's heads as rows M."""
+    seen_BKMS = jnp.tile(mask_BQS, (1, q_BKGQd.shape[2], 1))[:, None]
+    return _product("BKMd,BKSd->BKMS", _merge(q_BKGQd), k_BKSd), seen_BKMS
+
+
+def _merge(x_BKGQd: Array) -> Array:
+    return x_BKGQd.reshape(*x_BKGQd.shape[:2], -1, x_BKGQd.shape[-1])
+
+
+def _unmerge(x_BKMd: Array, like_BKGQd: Array) -> Array:
+    return x_BKMd.reshape(*like_BKGQd.shape[:3], -1, x_BKMd.shape[-1])
+
+
+def _product(equation: str, x: Array, y: Array) -> Array:
+    """In float32, of operands in the narrower of the two dtypes."""
+    dtype = min(x.dtype, y.dtype, key=lambda d: d.itemsize)
+    x, y = x.astype(dtype), y.astype(dtype)
+    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
 
 
 def attend_cached(
@@ -140,9 +231,7 @@ def attend_cached(
     if cached.key_scales is not None:
         scores_BKQS = scores_BKQS * cached.key_scales[:, :, None]
     allowed_BQS = jnp.repeat(mask_BTS, H // c.n_kv_heads, axis=1)[:, None]
-    scores_BKQS = jnp.where(
-        allowed_BQS, soft_cap(scores_BKQS, c.attn_softcap), jnp.finfo(jnp.float32).min
-    )
+    scores_BKQS = jnp.where(allowed_BQS, soft_cap(scores_BKQS, c.attn_softcap), UNSEEN)
     weights_BKQS = jnp.exp(scores_BKQS - jnp.max(scores_BKQS, axis=-1, keepdims=True))
     total_BKQ1 = jnp.sum(weights_BKQS, axis=-1, keepdims=True)
     if cached.value_scales is not None:

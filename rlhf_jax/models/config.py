@@ -106,7 +106,8 @@ class TransformerConfig:
     dtype: DType = "float32"  # of activations
     cache_dtype: CacheDType | None = None  # of keys and values in a cache; None: dtype
     param_dtype: DType = "float32"
-    remat: bool = False  # recompute each layer in the backward pass: memory for time
+    remat: bool = False  # recompute all of a layer in its backward pass, not only what
+    # is cheap: memory for a third more time
     scan_unroll: int = 1  # layers per iteration; more compiles longer, runs faster
 
     def __post_init__(self):

@@ -2,7 +2,8 @@
 
 The logits of a batch, [B, T, V], are by far the largest array of a language model's
 training step. Nothing here holds them: forward, a slice of them leaves its maximum, its
-sum and its part of the entropy; backward, it is computed again.
+sum and its part of the entropy; backward, it is computed again. A vocabulary of one
+slice is kept instead, for the backward pass follows at once.
 """
 
 import functools
@@ -16,6 +17,7 @@ from rlhf_jax.ops.logits import scale_by_temperature
 from rlhf_jax.ops.logprobs import align_to_tokens
 from rlhf_jax.types import Array
 
+NAME = "logprobs"  # of its operations, in profiles
 CHUNK = 8_192  # columns of the vocabulary: 64 MB of float32 logits for 2,048 tokens
 
 
@@ -76,12 +78,14 @@ class _How(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@jax.named_scope(NAME)
 def _fused(
     how: _How, hidden_ND: Array, unembed_DV: Array, targets_N: Array
 ) -> tuple[Array, Array]:
     return _forward(how, hidden_ND, unembed_DV, targets_N)[0]
 
 
+@jax.named_scope(NAME)
 def _forward(how: _How, hidden_ND: Array, unembed_DV: Array, targets_N: Array):
     rows, vocab = hidden_ND.shape[0], unembed_DV.shape[1]
 
@@ -100,23 +104,26 @@ def _forward(how: _How, hidden_ND: Array, unembed_DV: Array, targets_N: Array):
         surprise_NC = jnp.where(counted_C[None], weights_NC * centred_NC, 0.0)
         dot_N = old_N * (dot_N + sum_N * down_N) + jnp.sum(surprise_NC, axis=1)
         sum_N = old_N * sum_N + jnp.sum(weights_NC, axis=1)
-        return (new_N, sum_N, dot_N, chosen_N), None
+        return (new_N, sum_N, dot_N, chosen_N), z_NC if _chunks(
+            how, vocab
+        ) == 1 else None
 
     zeros = jnp.zeros(rows, jnp.float32)
     least = jnp.full(rows, jnp.finfo(jnp.float32).min)
     carry = (least, zeros, zeros, zeros)
-    max_N, sum_N, dot_N, chosen_N = _over_chunks(how, vocab, add, carry)
+    (max_N, sum_N, dot_N, chosen_N), only_NC = _over_chunks(how, vocab, add, carry)
     log_total_N = max_N + jnp.log(sum_N)
     entropy_N = jnp.log(sum_N) - dot_N / sum_N
     known_N = (targets_N >= 0) & (targets_N < vocab)
     logprobs_N = jnp.where(known_N, chosen_N - log_total_N, jnp.nan)
-    kept = (hidden_ND, unembed_DV, targets_N, log_total_N, entropy_N)
+    kept = (hidden_ND, unembed_DV, targets_N, log_total_N, entropy_N, only_NC)
     return (logprobs_N, entropy_N), kept
 
 
-def _backward(how: _How, kept: tuple[Array, ...], grads: tuple[Array, Array]):
+@jax.named_scope(NAME)
+def _backward(how: _How, kept: tuple, grads: tuple[Array, Array]):
     """∂log π/∂z = [v = x] − p and ∂H/∂z = −p·(log p + H), a slice after the other."""
-    hidden_ND, unembed_DV, targets_N, log_total_N, entropy_N = kept
+    hidden_ND, unembed_DV, targets_N, log_total_N, entropy_N, only_NC = kept
     by_logprob_N1, by_entropy_N1 = (g[:, None] for g in grads)
     # A row that nothing depends on gets no gradient, and gives none: 0 · NaN is NaN.
     used_N1 = (by_logprob_N1 != 0) | (by_entropy_N1 != 0)
@@ -124,7 +131,7 @@ def _backward(how: _How, kept: tuple[Array, ...], grads: tuple[Array, Array]):
 
     def add(carry: tuple[Array, Array], chunk: Array):
         by_hidden_ND, by_unembed_DV = carry
-        z_NC, columns_C, counted_C = _chunk(how, hidden_ND, unembed_DV, chunk)
+        z_NC, columns_C, counted_C = _chunk(how, hidden_ND, unembed_DV, chunk, only_NC)
         logp_NC = z_NC - log_total_N[:, None]
         here_NC = columns_C[None] == targets_N[:, None]
         pull_NC = by_logprob_N1 + by_entropy_N1 * (logp_NC + entropy_N[:, None])
@@ -149,7 +156,8 @@ def _backward(how: _How, kept: tuple[Array, ...], grads: tuple[Array, Array]):
 
     f32 = lambda x: jnp.zeros(x.shape, jnp.float32)
     carry = (f32(hidden_ND), f32(unembed_DV))
-    by_hidden_ND, by_unembed_DV = _over_chunks(how, unembed_DV.shape[1], add, carry)
+    vocab = unembed_DV.shape[1]
+    (by_hidden_ND, by_unembed_DV), _ = _over_chunks(how, vocab, add, carry)
     return (
         by_hidden_ND.astype(hidden_ND.dtype),
         by_unembed_DV.astype(unembed_DV.dtype),
@@ -160,29 +168,40 @@ def _backward(how: _How, kept: tuple[Array, ...], grads: tuple[Array, Array]):
 _fused.defvjp(_forward, _backward)
 
 
+def _chunks(how: _How, vocab: int) -> int:
+    return -(-vocab // how.chunk_size)
+
+
 def _over_chunks(how: _How, vocab: int, add, carry):
-    chunks = -(-vocab // how.chunk_size)
+    chunks = _chunks(how, vocab)
     if chunks == 1:
-        return add(carry, jnp.int32(0))[0]
-    return jax.lax.scan(add, carry, jnp.arange(chunks, dtype=jnp.int32))[0]
+        return add(carry, jnp.int32(0))
+    return jax.lax.scan(add, carry, jnp.arange(chunks, dtype=jnp.int32))
 
 
 def _chunk(
-    how: _How, hidden_ND: Array, unembed_DV: Array, chunk: Array
+    how: _How,
+    hidden_ND: Array,
+    unembed_DV: Array,
+    chunk: Array,
+    z_NC: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """(logits [N, C], their columns [C], whether no earlier slice had them [C]).
 
     All slices are equally wide; the last one begins where it ends with the vocabulary.
+    Logits that are given are not computed again.
     """
     vocab = unembed_DV.shape[1]
-    width = -(-vocab // -(-vocab // how.chunk_size))
+    width = -(-vocab // _chunks(how, vocab))
     start = jnp.minimum(chunk * width, vocab - width)
-    slice_DC = jax.lax.dynamic_slice_in_dim(unembed_DV, start, width, axis=1)
-    z_NC = _dot(hidden_ND, slice_DC, ((1,), (0,)))
-    if how.softcap is not None:
-        z_NC = how.softcap * jnp.tanh(z_NC / how.softcap)
     columns_C = start + jnp.arange(width, dtype=jnp.int32)
-    return z_NC / how.temperature, columns_C, columns_C >= chunk * width
+    if z_NC is None:
+        slice_DC = jax.lax.dynamic_slice_in_dim(unembed_DV, start, width, axis=1)
+        z_NC = _dot(hidden_ND, slice_DC, ((1,), (0,)))
+        if how.softcap is not None:
+            z_NC = how.softcap * jnp.tanh(z_NC / how.softcap)
+        z_NC = z_NC / how.temperature
+    return z_NC, columns_C, columns_C >= chunk * width
 
 
 def _dot(x: Array, y: Array, contracted: tuple) -> Array:

@@ -254,7 +254,8 @@ def test_decode_layout_decodes_the_same(rows, tied):
         read = apply_fn(params, part(0, 8), cache_size=12)
         return read.logits, apply_fn(params, part(8, 9), cache=read.cache).logits
 
-    chex.assert_trees_all_close(run(laid), run(params), atol=1e-5)
+    # The random adapters make logits of several nats, which 1e-5 is too close for.
+    chex.assert_trees_all_close(run(laid), run(params), rtol=1e-5, atol=3e-5)
 
 
 def paths(params) -> list[str]:

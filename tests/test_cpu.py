@@ -1,0 +1,46 @@
+"""Settings of the CPU backend, each in a process of its own: they cannot be undone."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rlhf_jax.cpu import SCHEDULER
+
+PREPARE = """
+import os, resource, sys
+from rlhf_jax.cpu import prepare_cpu
+if sys.argv[1] == "prepared":
+    prepare_cpu()
+"""
+FAULTS = """
+import jax, jax.numpy as jnp
+x = jnp.ones((3000, 3000))  # 36 MB
+f = jax.jit(lambda x: (x @ x) @ x[:, :8])  # x·x lies in memory of its own
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+counts = [faults()]
+for _ in range(9):
+    f(x).block_until_ready()
+    counts.append(faults())
+print(sorted(b - a for a, b in zip(counts, counts[1:]))[4])  # of a call, the median
+"""
+
+
+def _run(program: str, how: str, **env: str) -> str:
+    command = [sys.executable, "-c", PREPARE + program, how]
+    env = {"PATH": "", "JAX_PLATFORMS": "cpu", **env}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_temporary_memory_keeps_its_pages():
+    pages = 4 * 3000**2 // 4096
+    assert int(_run(FAULTS, "plain")) > pages / 2
+    assert int(_run(FAULTS, "prepared")) < pages / 10
+
+
+@pytest.mark.parametrize("given", ["", f"{SCHEDULER}=true"])
+def test_a_flag_that_is_given_stays(given):
+    flags = _run("print(os.environ['XLA_FLAGS'])", "prepared", XLA_FLAGS=given)
+    assert flags == (given or f"{SCHEDULER}=false")
