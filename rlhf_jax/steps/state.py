@@ -99,10 +99,12 @@ def apply_loss(
         weight, metrics = jnp.sum(weight), stacked.collapse()
     if axis_name is not None:
         grads, weight = jax.lax.psum((grads, weight), axis_name)
-    scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
-    grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
-    norm = Metrics.of({"optim/grad_norm": (optax.tree.norm(grads), 1)})
-    return state.apply_gradients(grads=grads), metrics.reduce(axis_name) + norm
+    with jax.named_scope("optimizer"):
+        scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
+        grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
+        norm = Metrics.of({"optim/grad_norm": (optax.tree.norm(grads), 1)})
+        state = state.apply_gradients(grads=grads)
+    return state, metrics.reduce(axis_name) + norm
 
 
 def _numerator(loss_fn: LossFn) -> Callable:
