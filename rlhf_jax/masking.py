@@ -130,6 +130,22 @@ def select_last(x: Array, mask: Array) -> Array:
     return jnp.sum(jnp.where(last, x, 0), axis=1)
 
 
+def segment_masks(segment_ids: Array, segments: int) -> Array:
+    """The tokens of each sequence of a row: mₛₜ = [t is in segment s]. No reference.
+
+    Args:
+      segment_ids: [B, T] int32, 0 = padding, which is in no mask.
+      segments: S; sequences S + 1, … are in no mask either.
+
+    Returns:
+      [B, S, T] bool; entry s − 1 is segment s.
+
+    >>> segment_masks(jnp.array([[1, 1, 2, 0]]), 2).astype(int).tolist()
+    [[[1, 1, 0, 0], [0, 0, 1, 0]]]
+    """
+    return segment_ids[:, None] == jnp.arange(1, segments + 1)[None, :, None]
+
+
 def is_stop(
     tokens: Array, index: Array, stop_ids: tuple[int, ...], stop_after: int = 0
 ):

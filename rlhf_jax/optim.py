@@ -104,6 +104,35 @@ def make_optimizer(
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
 
 
+def make_tunable_optimizer(
+    config: OptimConfig, total_steps: int
+) -> optax.GradientTransformation:
+    """`make_optimizer` with the peak learning rate in its state, as an array.
+
+    No reference. Updates are the rate times those at rate 1, so that the members of a
+    population under ``jax.vmap`` may each have a rate of its own.
+
+    Args:
+      config: the settings; ``learning_rate`` is what the state begins with.
+      total_steps: optimiser updates in all, which the schedule ends at.
+
+    Returns:
+      An optax gradient transformation; ``optax.tree.set(state, learning_rate=...)``
+      sets the rate.
+
+    >>> import jax.numpy as jnp
+    >>> tx = make_tunable_optimizer(OptimConfig(schedule="constant"), 1)
+    >>> params = {"kernel": jnp.zeros(1)}
+    >>> state = optax.tree.set(tx.init(params), learning_rate=jnp.float32(0.1))
+    >>> updates, _ = tx.update({"kernel": jnp.ones(1)}, state, params)
+    >>> round(float(updates["kernel"][0]), 5)
+    -0.1
+    """
+    at_one = make_optimizer(dataclasses.replace(config, learning_rate=1.0), total_steps)
+    scaled = optax.inject_hyperparams(lambda learning_rate: optax.scale(learning_rate))
+    return optax.chain(at_one, scaled(learning_rate=config.learning_rate))
+
+
 def _decayed(params: Params) -> Params:
     """True for the leaves that weight decay applies to.
 

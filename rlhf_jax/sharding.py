@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.errors import UserError
@@ -92,17 +93,24 @@ def place_state(tree: Any, mesh: Mesh) -> Any:
 def place_batch(batch: Any, mesh: Mesh) -> Any:
     """A batch on the mesh, its rows over data and fsdp.
 
+    Of several processes each gives the rows of its own devices, all as many.
+
     Raises:
       UserError: the rows cannot be cut into equal parts.
     """
     parts = mesh.shape[DATA] * mesh.shape[FSDP]
     for leaf in jax.tree.leaves(batch):
-        if leaf.shape[0] % parts:
+        rows = leaf.shape[0] * jax.process_count()
+        if rows % parts:
             raise UserError(
-                f"batch of {leaf.shape[0]} rows on {parts} parts of a mesh: expected a "
+                f"batch of {rows} rows on {parts} parts of a mesh: expected a "
                 f"multiple of {parts}; change the batch size or the mesh"
             )
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec((DATA, FSDP))))
+    where = NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+    if jax.process_count() == 1:
+        return jax.device_put(batch, where)
+    own = lambda x: jax.make_array_from_process_local_data(where, x)
+    return jax.tree.map(own, batch)
 
 
 def mesh_parallel(step: Callable, *, donate_state: bool = False) -> Callable:
@@ -123,13 +131,37 @@ def mesh_parallel(step: Callable, *, donate_state: bool = False) -> Callable:
         known = tuple(jax.tree.leaves(where))
         if known not in compiled:
             compiled[known] = jax.jit(
-                step,
+                on_mesh(step, known[0].mesh),
                 out_shardings=(where, None),
                 donate_argnums=(0,) if donate_state else (),
             )
         return compiled[known](state, *trees, **keys)
 
     return call
+
+
+def on_mesh(step: Callable, mesh: Mesh) -> Callable:
+    """The step, its activations cut by tokens wherever they leave an embedding.
+
+    Without that the compiler lets them lie as the embedding does, in parts of their
+    width, and then sums activations of the whole batch over the devices in each layer:
+    what a device sends grows with their number. To be traced by ``jax.jit``.
+    """
+    where = NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+    parts = mesh.shape[DATA] * mesh.shape[FSDP]
+
+    def cut(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        out = call(*args, **kwargs)
+        of_tokens = isinstance(context.module, nn.Embed)
+        if of_tokens and context.method_name == "__call__" and not len(out) % parts:
+            return jax.lax.with_sharding_constraint(out, where)
+        return out
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(cut):
+            return step(*args, **kwargs)
+
+    return run
 
 
 def _spec(path: Any, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

@@ -74,23 +74,30 @@ class TokenBatch:
 
 @struct.dataclass
 class PreferenceBatch:
-    """Pairs of completions, the preferred one first."""
+    """Pairs of completions, the preferred one first: one a row, or S in a packed row.
+
+    Packed, the two sides of a pair are the same segment s of the same row, and what is
+    said of it is entry s − 1 of arrays [B, S]; a weight of 0 says that there is none.
+    """
 
     chosen: TokenBatch
     rejected: TokenBatch
-    margin: Array  # [B] float32: how much better chosen is, in score units
-    weight: Array  # [B] float32: weight of the pair in the loss
-    annotator: Array  # [B] int32: who judged, -1 = unknown
+    margin: Array  # [B] or [B, S] float32: how much better chosen is, in score units
+    weight: Array  # [B] or [B, S] float32: weight of the pair in the loss
+    annotator: Array  # [B] or [B, S] int32: who judged, -1 = unknown
 
 
 @struct.dataclass
 class Rollout:
-    """What the policy answered. ``batch.mask`` is "emitted by the policy"."""
+    """What the policy answered. ``batch.mask`` is "emitted by the policy".
+
+    Packed (`data.pack_experience`), arrays [B] are [B, T]: entry s − 1 is of segment s.
+    """
 
     batch: TokenBatch  # prompt (left-padded) and response (right-padded)
     logprobs: Array  # [B, T] float32 nats, at the sampling temperature: the loss's
     truncated: Array  # [B] bool: no stop token within the budget
-    row: Array  # [B] int32: global row, which owns the key and the order
+    row: Array  # [B] int32: global row, which owns the key and the order; −1 = none
     raw_logprobs: Array  # [B, T] float32 nats, at temperature 1, nothing left out
     processed_logprobs: Array  # [B, T] float32 nats, after temperature and truncation
     kept: Array | None = None  # [B, T, ⌈V/8⌉] uint8: bits of the tokens that truncation

@@ -10,26 +10,18 @@ The weights and their optimiser state lie in parts on eight v5e chips of 16 GB
 import collections
 import dataclasses
 import re
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import cli
-from rlhf_jax.models import CausalLM, init_params, policy_apply
-from rlhf_jax.optim import OptimConfig, make_optimizer
-from rlhf_jax.sharding import DATA, FSDP, make_mesh, state_shardings
-from rlhf_jax.steps import create_state, sft_step
 from rlhf_jax.terminal import print_table
-from rlhf_jax.types import TokenBatch
 from tpu.decode import MODEL as DECODED
+from tpu.hlo import COLLECTIVES
+from tpu.updates import compile_sft
 
 MODEL = dataclasses.replace(
     DECODED, param_dtype="float32", remat=True, max_length=2_048
 )
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,29 +36,11 @@ class Config:
     """Rows of 2,048 tokens, all chips together."""
 
 
-def compile_update(config: Config) -> Any:
-    """The compiled update, its state donated."""
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
-    mesh = make_mesh(topology.devices, fsdp=config.fsdp, tensor=config.tensor)
-    tx = make_optimizer(OptimConfig(learning_rate=1e-5, schedule="constant"), 1)
-    init = lambda key: create_state(
-        policy_apply(MODEL), init_params(CausalLM(MODEL), key=key), tx
-    )
-    state = jax.eval_shape(init, jax.random.key(0))
-    where = state_shardings(state, mesh)
-    shape = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-    state = jax.tree.map(shape, state, where)
-    cut = NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
-    tokens = (config.rows, MODEL.max_length)
-    ids: Any = jax.ShapeDtypeStruct(tokens, jnp.int32, sharding=cut)
-    mask: Any = jax.ShapeDtypeStruct(tokens, jnp.bool_, sharding=cut)
-    step = jax.jit(sft_step, out_shardings=(where, None), donate_argnums=0)
-    return step.lower(state, TokenBatch(ids, ids, ids, mask)).compile()
-
-
 def main(config: Config) -> dict[str, float]:
     """Compiles, prints the table, returns its numbers."""
-    compiled = compile_update(config)
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
+    parts = {"fsdp": config.fsdp, "tensor": config.tensor}
+    compiled = compile_sft(MODEL, topology.devices, config.rows, **parts)
     memory = compiled.memory_analysis()
     found = {
         "state, GB a chip": memory.argument_size_in_bytes / 1e9,

@@ -28,7 +28,12 @@ from rlhf_jax.data.conversations import (
 )
 from rlhf_jax.data.grammar import gold_sentiment
 from rlhf_jax.data.loader import batches, make_loader
-from rlhf_jax.data.packing import collate_packed, pack
+from rlhf_jax.data.packing import (
+    collate_packed,
+    collate_packed_preferences,
+    pack,
+    pack_experience,
+)
 from rlhf_jax.data.records import (
     Demonstration,
     Labeled,
@@ -73,6 +78,7 @@ __all__ = [
     "collate_demonstrations",
     "collate_labels",
     "collate_packed",
+    "collate_packed_preferences",
     "collate_preferences",
     "collate_prompts",
     "collate_rankings",
@@ -88,6 +94,7 @@ __all__ = [
     "make_loader",
     "oracle_accuracy",
     "pack",
+    "pack_experience",
     "preferences",
     "prompts",
     "rankings",

@@ -111,7 +111,7 @@ def adaptive_kl_update(
     *,
     target: float,
     horizon: float,
-    num_episodes: int,
+    num_episodes: int | Array,
 ) -> Array:
     """Steers the KL coefficient towards a target: β ← β·(1 + e·n/h).
 

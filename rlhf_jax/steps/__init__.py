@@ -15,6 +15,7 @@ from rlhf_jax.steps.group import (
     group_experience_step,
     grpo_step,
 )
+from rlhf_jax.steps.iteration import RewardFn, grpo_iteration, ppo_iteration
 from rlhf_jax.steps.policy import policy_step, ppo_update
 from rlhf_jax.steps.preference import PreferenceConfig, preference_step
 from rlhf_jax.steps.reward import (
@@ -50,6 +51,7 @@ __all__ = [
     "PPOPreset",
     "PolicyState",
     "PreferenceConfig",
+    "RewardFn",
     "RewardPreset",
     "TrainState",
     "apply_loss",
@@ -60,10 +62,12 @@ __all__ = [
     "episode_kl",
     "experience_step",
     "group_experience_step",
+    "grpo_iteration",
     "grpo_step",
     "pairwise_terms",
     "policy_forward",
     "policy_step",
+    "ppo_iteration",
     "ppo_update",
     "preference_step",
     "ranking_terms",

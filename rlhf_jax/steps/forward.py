@@ -1,9 +1,20 @@
 """A policy's view of a batch, aligned with its tokens."""
 
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.masking import segment_masks
 from rlhf_jax.ops.fused_logprobs import fused_token_logprobs
 from rlhf_jax.ops.logits import keep_only
 from rlhf_jax.ops.logprobs import align_to_tokens, token_entropy, token_logprobs
-from rlhf_jax.types import ApplyFn, Array, Params, PolicyOutput, TokenBatch
+from rlhf_jax.types import (
+    ApplyFn,
+    Array,
+    Params,
+    PolicyOutput,
+    PreferenceBatch,
+    TokenBatch,
+)
 
 
 def policy_forward(
@@ -53,3 +64,18 @@ def policy_forward(
         entropy=token_entropy(logits, temperature=temperature),
         values=values,
     )
+
+
+def both_sides(pairs: PreferenceBatch) -> tuple[TokenBatch, Array]:
+    """Chosen rows, then rejected rows, for one call of a network. No reference.
+
+    Args:
+      pairs: B rows of S pairs each; S = 1 where they are not packed.
+
+    Returns:
+      (TokenBatch [2B, T], [2B, S, T] bool: the real tokens of each pair's side).
+    """
+    both = jax.tree.map(
+        lambda c, r: jnp.concatenate([c, r]), pairs.chosen, pairs.rejected
+    )
+    return both, segment_masks(both.segment_ids, pairs.weight[0].size)

@@ -71,7 +71,7 @@ class GroupExperience:
 
     rollout: Rollout
     ref_logprobs: Array | None  # [B, T] float32 nats; None without a KL term
-    advantages: Array  # [B] float32, of every token of the response
+    advantages: Array  # [B, T] float32, the same for every token of a response
     scores: Array  # [B] float32, one number a sequence
 
 
@@ -98,8 +98,8 @@ def group_experience_step(
       axis_name: the mapped axis over whose devices the batch is spread, or None.
 
     Returns:
-      GroupExperience, its ref_logprobs 0 outside the mask; and the metrics
-      ``objective/*``, ``rollout/*`` and ``group/*`` of the global batch (docs/metrics).
+      GroupExperience, 0 outside the mask; and the metrics ``objective/*``,
+      ``rollout/*`` and ``group/*`` of the global batch (docs/metrics).
 
     Raises:
       ValueError: the group size does not divide the global batch.
@@ -114,7 +114,7 @@ def group_experience_step(
     experience = GroupExperience(
         rollout=rollout,
         ref_logprobs=_reference(ref_apply_fn, ref_params, rollout, config),
-        advantages=advantages,
+        advantages=jnp.where(rollout.batch.mask, advantages[:, None], 0.0),
         scores=scores,
     )
     experience = jax.lax.stop_gradient(experience)
@@ -140,7 +140,7 @@ def grpo_step(
 
     Args:
       state: the policy.
-      experience: [B, T] a device.
+      experience: [B, T] a device, rows packed or not.
       frozen: parameters of the policy that are not trained; None where all are.
       key: PRNG key of the permutations, the same on every device.
       config: epochs, minibatches, clip range, KL coefficient.
@@ -184,9 +184,8 @@ def _update(
             temperature=config.sampling.temperature,
             kept=rollout.kept,
         ).logprobs
-        advantages = jnp.broadcast_to(part.advantages[:, None], mask.shape)
         terms, metrics = ppo_loss(
-            logprobs, rollout.logprobs, advantages, mask, clip_eps=config.clip_eps
+            logprobs, rollout.logprobs, part.advantages, mask, clip_eps=config.clip_eps
         )
         ref_logprobs = part.ref_logprobs
         if config.kl_coef and ref_logprobs is not None:

@@ -29,7 +29,7 @@ def policy_step(
 
     Args:
       state: policy and critic.
-      experience: [B, T] a device.
+      experience: [B, T] a device, rows packed or not.
       frozen: parameters of policy and critic that are not trained; None where all are.
       key: PRNG key of the permutations, the same on every device.
       config: epochs, minibatches, clip ranges, value coefficient, KL target.
@@ -118,6 +118,6 @@ def _adapt_kl_coef(
             kl / episodes,
             target=config.kl.target,
             horizon=config.kl.horizon,
-            num_episodes=experience.scores.shape[0],
+            num_episodes=episodes,
         )
     )

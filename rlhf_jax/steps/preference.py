@@ -14,7 +14,7 @@ from rlhf_jax.ops.preference_loss import (
     preference_loss,
 )
 from rlhf_jax.ops.reward_loss import pairwise_accuracy
-from rlhf_jax.steps.forward import policy_forward
+from rlhf_jax.steps.forward import both_sides, policy_forward
 from rlhf_jax.steps.state import TrainState, apply_loss
 from rlhf_jax.types import (
     ApplyFn,
@@ -83,8 +83,8 @@ def preference_step(
 
     Args:
       state: policy with ``apply_fn`` an `ApplyFn`.
-      batch: [B, T] pairs, both sides equally wide; the masks say which tokens are the
-        completion, the weights how much a pair counts.
+      batch: [B, T] pairs, both sides equally wide, rows packed or not; the masks say
+        which tokens are the completion, the weights how much a pair counts.
       ref_params: of the reference policy; no gradient goes there.
       frozen: parameters of the policy that are not trained; None where all are.
       ref_apply_fn: the reference policy.
@@ -101,9 +101,12 @@ def preference_step(
     def loss_fn(params, part):
         pairs, reference = part
         logps = _pair_logps(state.apply_fn, join_params(frozen, params), pairs)
-        terms, metrics = _terms(logps, reference, pairs.weight, config)
-        total, _ = masked_sum(terms * pairs.weight, pairs.weight > 0)
-        return total, jnp.sum(pairs.weight), metrics
+        weight = pairs.weight.ravel()
+        terms, metrics = _terms(
+            logps.reshape(-1, 2), reference.reshape(-1, 2), weight, config
+        )
+        total, _ = masked_sum(terms * weight, weight > 0)
+        return total, jnp.sum(weight), metrics
 
     return apply_loss(
         state,
@@ -115,13 +118,12 @@ def preference_step(
 
 
 def _pair_logps(apply_fn: ApplyFn, params: Params, pairs: PreferenceBatch) -> Array:
-    """[B, 2] nats, chosen first: Σ log π(completion | prompt) over unmasked tokens."""
-    both = jax.tree.map(
-        lambda c, r: jnp.concatenate([c, r]), pairs.chosen, pairs.rejected
-    )
+    """[B, S, 2] nats, chosen first: Σ log π(completion | prompt), unmasked tokens."""
+    both, segments = both_sides(pairs)
     policy = policy_forward(apply_fn, params, both, temperature=1.0)
-    sums = jnp.sum(jnp.where(both.mask, policy.logprobs, 0.0), axis=1)
-    return jnp.stack(jnp.split(sums, 2), axis=1)
+    owned = segments & both.mask[:, None]
+    sums = jnp.sum(jnp.where(owned, policy.logprobs[:, None], 0.0), axis=2)
+    return jnp.stack(jnp.split(sums, 2), axis=2)
 
 
 def _terms(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.masking import masked_sum
+from rlhf_jax.masking import masked_sum, select_last
 from rlhf_jax.ops.reward_loss import (
     binary_reward_loss,
     choice_reward_loss,
@@ -19,6 +19,7 @@ from rlhf_jax.ops.reward_loss import (
     ranking_reward_loss,
 )
 from rlhf_jax.rewards.learned import sequence_scores
+from rlhf_jax.steps.forward import both_sides
 from rlhf_jax.steps.state import TrainState, apply_loss
 from rlhf_jax.types import (
     Array,
@@ -38,15 +39,16 @@ def pairwise_terms(
 ) -> tuple[Array, Array, Metrics]:
     """Bradley–Terry over pairs: Stiennon et al. 2020, arXiv:2009.01325.
 
-    Both sides go through the network in one call. A pair of weight 0 has no part.
+    Both sides go through the network in one call, each score is read at the last real
+    token of its sequence. A pair of weight 0 has no part. Rows may be packed.
     """
-    both = jax.tree.map(
-        lambda c, r: jnp.concatenate([c, r]), pairs.chosen, pairs.rejected
-    )
-    chosen, rejected = jnp.split(sequence_scores(score_fn, params, both)[:, 0], 2)
-    terms = pairwise_reward_loss(chosen, rejected, margin=pairs.margin)
-    right = pairwise_accuracy(chosen, rejected)
-    return terms, pairs.weight, _metrics(terms, right, pairs.weight)
+    both, segments = both_sides(pairs)
+    at_last = jax.vmap(select_last, in_axes=(None, 1), out_axes=1)
+    scores = at_last(score_fn(params, both)[:, :, 0], segments)
+    chosen, rejected = (side.ravel() for side in jnp.split(scores, 2))
+    terms = pairwise_reward_loss(chosen, rejected, margin=pairs.margin.ravel())
+    right, weight = pairwise_accuracy(chosen, rejected), pairs.weight.ravel()
+    return terms, weight, _metrics(terms, right, weight)
 
 
 def ranking_terms(

@@ -164,7 +164,7 @@ def experience_step(
 def episode_kl(rollout: Rollout, ref_logprobs: Array) -> tuple[Array, Array]:
     """(sum over episodes of Σₜ log π − log π_ref, episodes): nats an episode, by k1."""
     kl, _ = masked_sum(rollout.logprobs - ref_logprobs, rollout.batch.mask)
-    return kl, jnp.float32(rollout.row.shape[0])
+    return kl, jnp.sum(rollout.row >= 0, dtype=jnp.float32)
 
 
 def _objective_metrics(

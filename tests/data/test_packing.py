@@ -1,34 +1,25 @@
-"""Packed rows: nothing lost, nothing seen of the neighbour, the same update."""
+"""Packed rows: nothing lost, all in its place; tests/steps/test_exactness.py trains."""
 
-import jax
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models.tiny import quick_jit, randomize
 
 from rlhf_jax.data import (
     DataError,
     Demonstration,
+    Preference,
     collate_demonstrations,
     collate_packed,
+    collate_packed_preferences,
     pack,
+    pack_experience,
 )
-from rlhf_jax.models import CausalLM, TransformerConfig, init_params, policy_apply
-from rlhf_jax.steps import create_state, sft_step
-
-MODEL = TransformerConfig(
-    vocab_size=23,
-    d_model=16,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    d_head=4,
-    d_ff=24,
-    max_length=16,
-)
+from rlhf_jax.steps import GroupExperience, episode_kl
+from rlhf_jax.types import Rollout, TokenBatch
 
 
 @given(st.lists(st.integers(1, 12), max_size=60))
@@ -47,36 +38,71 @@ def test_best_fit_by_hand():
     assert pack("vwxyz", [5, 6, 3, 4, 2], width=10) == [("v", "x", "z"), ("w", "y")]
 
 
-def demonstrations(count):
-    rng = np.random.default_rng(0)
-    draw = lambda least, most: tuple(
-        rng.integers(1, 23, rng.integers(least, most)).tolist()
+def episodes(lengths, columns=6):
+    """GRPO's, padded on the left; every number of a token is the token."""
+    real = np.arange(columns) >= columns - np.array(lengths)[:, None]
+    tokens = 10 * np.arange(1, len(lengths) + 1)[:, None] + np.arange(columns)
+    positions = np.where(real, np.cumsum(real, axis=1) - 1, 0)
+    mask = real & (positions > 0)
+    per_token: Any = np.where(real, tokens, -1).astype(np.float32)
+    per_row: Any = np.arange(len(lengths))
+    arrays: Any = (tokens, real.astype(np.int32), positions, mask)
+    kept: Any = np.repeat(tokens[..., None], 2, axis=2).astype(np.uint8)
+    rollout = Rollout(
+        TokenBatch(*arrays), per_token, per_row > 1, per_row, per_token, per_token, kept
     )
-    return [Demonstration(draw(0, 4), draw(1, 9)) for _ in range(count)]
+    return GroupExperience(rollout, None, per_token, per_row / 2)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_packed_update_is_that_of_rows_of_their_own(whole):
-    """16 demonstrations in 16 rows, and in as few rows of 16 tokens as hold them."""
-    examples = demonstrations(16)
-    lengths = [len(e.prompt + e.completion) for e in examples]
-    groups = pack(examples, lengths, width=16)
-    assert len(groups) < 11
-    parts = 1 if whole else len(groups)
-    packed = collate_packed(groups, collate=collate_demonstrations, length=16, pad_id=0)
-    alone = collate_demonstrations(examples, length=16, pad_id=0)
-    assert packed.mask.sum() == alone.mask.sum()
-    init = quick_jit(lambda key: init_params(CausalLM(MODEL), key=key))
-    params = randomize(init(jax.random.key(1)))
-    state = create_state(policy_apply(MODEL), params, optax.sgd(1.0))
-    step = quick_jit(sft_step, static_argnames="micro_batches")
-    one, expected = step(state, jax.tree.map(jnp.asarray, alone))
-    other, found = step(state, jax.tree.map(jnp.asarray, packed), micro_batches=parts)
-    for x, y in zip(
-        jax.tree.leaves(other.params), jax.tree.leaves(one.params), strict=True
-    ):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
-    assert found.compute() == pytest.approx(expected.compute(), rel=1e-5)
+def test_packed_episodes_by_hand():
+    """5 and 2 fill a row of 7, 3 and 1 are the other; a third makes three."""
+    packed = pack_experience(episodes([3, 5, 1, 2]), width=7, multiple=3)
+    batch = packed.rollout.batch
+    assert batch.tokens.tolist() == [
+        [13, 14, 15, 35, 0, 0, 0],
+        [21, 22, 23, 24, 25, 44, 45],
+        [0] * 7,
+    ]
+    assert batch.segment_ids.tolist() == [
+        [1, 1, 1, 2, 0, 0, 0],
+        [1, 1, 1, 1, 1, 2, 2],
+        [0] * 7,
+    ]
+    assert batch.positions.tolist()[:2] == [
+        [0, 1, 2, 0, 0, 0, 0],
+        [0, 1, 2, 3, 4, 0, 1],
+    ]
+    np.testing.assert_array_equal(batch.mask, batch.positions > 0)
+    np.testing.assert_array_equal(packed.advantages, batch.tokens)
+    kept = np.asarray(packed.rollout.kept)
+    np.testing.assert_array_equal(kept, np.stack([batch.tokens] * 2, axis=2))
+    assert packed.ref_logprobs is None
+    assert packed.rollout.row[:, :3].tolist() == [[0, 2, -1], [1, 3, -1], [-1] * 3]
+    assert packed.scores[:2, :2].tolist() == [[0, 1], [0.5, 1.5]]
+    assert packed.rollout.truncated.sum() == 2
+    assert episode_kl(packed.rollout, jnp.asarray(packed.advantages))[1] == 4
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=20))
+def test_no_token_of_an_episode_is_lost(lengths):
+    alone = episodes(lengths)
+    packed = pack_experience(alone, width=9)
+    real = alone.rollout.batch.segment_ids > 0
+    found = packed.rollout.batch.tokens[packed.rollout.batch.segment_ids > 0]
+    assert sorted(found.tolist()) == sorted(alone.rollout.batch.tokens[real].tolist())
+    rows = packed.rollout.row[packed.rollout.row >= 0]
+    assert sorted(rows.tolist()) == list(range(len(lengths)))
+
+
+def test_sides_of_a_pair_are_one_segment():
+    group = (Preference((1,), (7, 2), ()), Preference((1, 3), (), (9, 8), margin=0.5))
+    batch = collate_packed_preferences([group, ()], pairs=2, length=5, pad_id=0)
+    assert batch.chosen.segment_ids.tolist() == [[1, 1, 1, 2, 2], [0] * 5]
+    assert batch.rejected.segment_ids.tolist() == [[1, 2, 2, 2, 2], [0] * 5]
+    assert batch.rejected.mask.tolist()[0] == [False, False, False, True, True]
+    assert batch.weight.tolist() == [[1, 1], [0, 0]]
+    assert batch.margin.tolist() == [[0, 0.5], [0, 0]]
+    assert batch.annotator.dtype == np.int32
 
 
 def test_what_does_not_fit_is_refused():
@@ -85,3 +111,8 @@ def test_what_does_not_fit_is_refused():
     group = (Demonstration((1,), (7, 2)), Demonstration((1,), (8, 2)))
     with pytest.raises(DataError, match="6 tokens: expected at most 5"):
         collate_packed([group], collate=collate_demonstrations, length=5, pad_id=0)
+    with pytest.raises(DataError, match="example 1 has 6 tokens: expected at most 5"):
+        pack_experience(episodes([3, 6]), width=5)
+    group = (Preference((1,), (7,), (2,)),) * 2
+    with pytest.raises(DataError, match="2 pairs: expected at most 1"):
+        collate_packed_preferences([group], pairs=1, length=9, pad_id=0)

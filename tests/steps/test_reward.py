@@ -7,7 +7,6 @@ import optax
 import pytest
 from toys import tabular_score, token_batch
 
-from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard
 from rlhf_jax.steps import (
     binary_terms,
     choice_terms,
@@ -121,23 +120,3 @@ def test_binary_learns_labels_and_ignores_the_unlabelled():
     assert logits[1, 1] > logits[1, 0] and logits[2, 0] > logits[2, 1]
     assert logits[3].tolist() == [0.0, 0.0]
     assert metrics.compute()["reward/accuracy"] == 1.0
-
-
-@pytest.mark.parametrize("count", [2, 4, 8])
-def test_gradients_do_not_depend_on_the_number_of_devices(count):
-    rng = np.random.default_rng(0)
-    weight = np.where(np.arange(16) < 4, 0.0, rng.random(16))
-    pairs = _pairs(rng.integers(0, 9, 16), rng.integers(0, 9, 16), weight)
-    state = _state(rng.normal(size=(9, 1)))
-    devices = local_devices(count)
-
-    def step(state, batch, *, axis_name):
-        return reward_step(state, batch, terms_fn=pairwise_terms, axis_name=axis_name)
-
-    mapped = data_parallel(step, devices, in_axes=(None, 0), out_axes=None)
-    many, metrics = mapped(replicate(state, devices), shard(pairs, devices))
-    one, expected = reward_step(state, pairs, terms_fn=pairwise_terms)
-    np.testing.assert_allclose(
-        many.params["scores"], one.params["scores"], rtol=1e-5, atol=1e-7
-    )
-    assert metrics.compute() == pytest.approx(expected.compute(), rel=1e-5)

@@ -47,24 +47,6 @@ def test_eval_is_the_loss_before_the_update(key):
     assert before["sft/loss"] == metrics.compute()["sft/loss"]
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
-def test_gradients_do_not_depend_on_the_number_of_devices(key, count):
-    # Ragged masks, and the first rows (a whole device's share of 8) with none at all.
-    rng = np.random.default_rng(0)
-    mask = rng.random((16, 6)) < rng.random((16, 1))
-    mask[:, 0] = mask[:4] = False
-    batch = token_batch(rng.integers(0, 5, (16, 6)), mask=mask)
-    devices = local_devices(count)
-    step = data_parallel(sft_step, devices, in_axes=(None, 0), out_axes=None)
-    many, metrics = step(replicate(_state(key), devices), shard(batch, devices))
-    one, expected = sft_step(_state(key), batch)
-    # SGD at rate 1: the parameters' change is the gradient.
-    np.testing.assert_allclose(
-        many.params["logits"], one.params["logits"], rtol=1e-5, atol=1e-7
-    )
-    assert metrics.compute() == pytest.approx(expected.compute(), rel=1e-5)
-
-
 def test_donated_state_is_gone(key):
     devices = local_devices(2)
     state = replicate(_state(key), devices)

@@ -1,0 +1,86 @@
+"""Attention in blocks, with a backward pass of its own, beside the plain formula."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models.tiny import quick_jit
+
+from rlhf_jax.models import TransformerConfig
+from rlhf_jax.models.attention import attend, attention_mask
+
+CONFIG = TransformerConfig(
+    vocab_size=8, d_model=8, n_layers=1, n_heads=4, n_kv_heads=2, d_head=8, d_ff=8,
+    max_length=512,
+)  # fmt: skip
+
+
+def plain(q_BTHd, k_BTKd, v_BTKd, mask_BTT, c):
+    groups = c.n_heads // c.n_kv_heads
+    k_BTHd, v_BTHd = (jnp.repeat(x, groups, axis=2) for x in (k_BTKd, v_BTKd))
+    scores = jnp.einsum("BTHd,BSHd->BHTS", q_BTHd, k_BTHd) * c.d_head**-0.5
+    if c.attn_softcap is not None:
+        scores = c.attn_softcap * jnp.tanh(scores / c.attn_softcap)
+    scores = jnp.where(mask_BTT[:, None], scores, -1e30)
+    return jnp.einsum("BHTS,BSHd->BTHd", jax.nn.softmax(scores), v_BTHd)
+
+
+def arrays(tokens, heads=(4, 2, 2, 4), dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(tokens), 4)
+    shape = lambda h: (3, tokens, h, CONFIG.d_head)
+    draw = lambda key, h: (2 * jax.random.normal(key, shape(h))).astype(dtype)
+    return [draw(key, h) for key, h in zip(keys, heads, strict=True)]
+
+
+def segments(tokens):
+    """Padding on the left, two packed sequences, one whole row."""
+    rows = np.ones((3, tokens), np.int32)
+    rows[0, : tokens // 4] = 0
+    rows[1, tokens // 2 :] = 2
+    return jnp.asarray(rows)
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 65, 150, 530])  # 530: blocks of 67
+@pytest.mark.parametrize("options", [{}, {"attn_softcap": 3.0}])
+@pytest.mark.parametrize("window", [None, 40])
+def test_numbers_and_gradients_are_the_plain_ones(tokens, options, window):
+    c = dataclasses.replace(CONFIG, **options)
+    q, k, v, pull = arrays(tokens)
+    ids = segments(tokens)
+    mask = attention_mask(ids, ids, jnp.zeros((), jnp.int32), window)
+    real = (ids > 0)[:, :, None, None]
+
+    def both(f):
+        answer = lambda *x: jnp.where(real, f(*x, mask, c), 0)
+        return quick_jit(lambda *x: (answer(*x), jax.vjp(answer, *x)[1](pull)))
+
+    chex.assert_trees_all_close(
+        both(attend)(q, k, v), both(plain)(q, k, v), rtol=1e-5, atol=3e-5
+    )
+
+
+def test_padding_gets_a_finite_number_and_passes_no_gradient():
+    q, k, v, pull = arrays(70)
+    ids = segments(70)
+    mask = attention_mask(ids, ids, jnp.zeros((), jnp.int32))
+    padding = (ids == 0)[:, :, None, None]
+    answer, back = jax.vjp(lambda *x: attend(*x, mask, CONFIG), q, k, v)
+    assert jnp.isfinite(answer).all()
+    for gradient in back(jnp.where(padding, pull, 0)):
+        np.testing.assert_array_equal(gradient, 0)
+
+
+def test_bfloat16_stays_near_float32():
+    q, k, v, pull = arrays(150, dtype=jnp.bfloat16)
+    mask = attention_mask(segments(150), segments(150), jnp.zeros((), jnp.int32))
+    run = lambda *x: jax.vjp(lambda *x: attend(*x, mask, CONFIG), *x)
+    answer, back = run(q, k, v)
+    wide, wide_back = run(*(x.astype(jnp.float32) for x in (q, k, v)))
+    found = (answer, *back(pull))
+    expected = (wide, *wide_back(pull.astype(jnp.float32)))
+    for x, y in zip(found, expected, strict=True):
+        assert x.dtype == jnp.bfloat16
+        assert jnp.abs(x.astype(jnp.float32) - y).max() < 0.02 * jnp.abs(y).max()
