@@ -164,7 +164,9 @@ def spend(events: list[Event]) -> tuple[float, dict[str, float]]:
     edges = sorted(
         [(e.start, 1, e.kind) for e in events] + [(e.end, 0, e.kind) for e in events]
     )
-    running, spent, last, before = Counter(), Counter(), edges[0][0], NOTHING
+    running: Counter[str] = Counter()
+    spent: dict[str, float] = dict.fromkeys([*KINDS, ELSE, NOTHING], 0.0)
+    last, before = edges[0][0], NOTHING
     for time, starts, kind in edges:
         total = running.total()
         if not total:
@@ -173,8 +175,7 @@ def spend(events: list[Event]) -> tuple[float, dict[str, float]]:
             spent[each] += (time - last) * count / total if total else 0
         running[kind] += 1 if starts else -1
         before, last = kind, time
-    kinds = [*KINDS, ELSE, NOTHING]
-    return (last - edges[0][0]) / 1e9, {k: round(spent[k] / 1e9, 4) for k in kinds}
+    return (last - edges[0][0]) / 1e9, {k: round(t / 1e9, 4) for k, t in spent.items()}
 
 
 def show(rows: list[Report]) -> None:

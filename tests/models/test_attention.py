@@ -67,7 +67,7 @@ def test_padding_gets_a_finite_number_and_passes_no_gradient():
     ids = segments(70)
     mask = attention_mask(ids, ids, jnp.zeros((), jnp.int32))
     padding = (ids == 0)[:, :, None, None]
-    answer, back = jax.vjp(lambda *x: attend(*x, mask, CONFIG), q, k, v)
+    answer, back = jax.vjp(lambda q, k, v: attend(q, k, v, mask, CONFIG), q, k, v)
     assert jnp.isfinite(answer).all()
     for gradient in back(jnp.where(padding, pull, 0)):
         np.testing.assert_array_equal(gradient, 0)
@@ -76,7 +76,7 @@ def test_padding_gets_a_finite_number_and_passes_no_gradient():
 def test_bfloat16_stays_near_float32():
     q, k, v, pull = arrays(150, dtype=jnp.bfloat16)
     mask = attention_mask(segments(150), segments(150), jnp.zeros((), jnp.int32))
-    run = lambda *x: jax.vjp(lambda *x: attend(*x, mask, CONFIG), *x)
+    run = lambda *x: jax.vjp(lambda q, k, v: attend(q, k, v, mask, CONFIG), *x)
     answer, back = run(q, k, v)
     wide, wide_back = run(*(x.astype(jnp.float32) for x in (q, k, v)))
     found = (answer, *back(pull))
