@@ -61,11 +61,11 @@ class Config:
         sampling=SamplingConfig(max_new_tokens=8),
         kl=KLConfig(coef=0.02),
         missing_stop="keep",  # there is no stop token
-        epochs=2,
+        epochs=1,
     )
     """PPO's settings."""
     grpo: GRPOConfig = GRPOConfig(
-        sampling=SamplingConfig(max_new_tokens=8, completions=4), epochs=2
+        sampling=SamplingConfig(max_new_tokens=8, completions=4), epochs=1
     )
     """GRPO's settings."""
     model: TransformerConfig = TransformerConfig(
