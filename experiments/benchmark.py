@@ -114,17 +114,26 @@ def check(config: Config) -> None:
     Raises:
       UserError: an unknown name, or a number below 1.
     """
+    check_names(config.model, config.workload)
+    for name in ("reps", "warmup", "devices", "rounds"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} = {getattr(config, name)}: expected 1 or more")
+
+
+def check_names(models: tuple[str, ...], workloads: tuple[str, ...]) -> None:
+    """Refuses sizes and workloads that there are not.
+
+    Raises:
+      UserError: the message names the option.
+    """
     for option, given, known in (
-        ("--model", config.model, MODELS),
-        ("--workload", config.workload, WORKLOADS),
+        ("--model", models, MODELS),
+        ("--workload", workloads, WORKLOADS),
     ):
         for name in given:
             if name not in known:
                 names = ", ".join(known)
                 raise UserError(f"{option} {name}: expected some of {names}")
-    for name in ("reps", "warmup", "devices", "rounds"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} = {getattr(config, name)}: expected 1 or more")
 
 
 def take_devices(count: int) -> Devices:

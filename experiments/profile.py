@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments import cli
+from experiments.benchmark import check_names
 from experiments.benchmark_inputs import MODELS
 from experiments.timing import Lines, Report
 from experiments.workloads import WORKLOADS
@@ -72,14 +73,7 @@ def main(config: Config) -> None:
     Raises:
       UserError: a name that there is not, or another backend.
     """
-    for option, given, known in (
-        ("--model", config.model, MODELS),
-        ("--workload", config.workload, WORKLOADS),
-    ):
-        for name in given:
-            if name not in known:
-                names = ", ".join(known)
-                raise UserError(f"{option} {name}: expected some of {names}")
+    check_names(config.model, config.workload)
     lines, rows = Lines(config.out), []
     with tempfile.TemporaryDirectory() as programs:
         flags = f"--xla_cpu_enable_xprof_traceme=true --xla_dump_to={programs}"

@@ -142,7 +142,7 @@ def _mix_backward(cap: float | None, kept: tuple, by_mixed_BKGTd: Array):
     q_BKGTd, k_BKTd, v_BKTd, mask_BTT, mixed_BKGTd, log_totals = kept
     # A product, since a sum along a short last axis is slow on XLA's CPU backend.
     ones_d1 = jnp.ones((mixed_BKGTd.shape[-1], 1), jnp.float32)
-    pull_BKGT1 = (by_mixed_BKGTd * mixed_BKGTd).astype(jnp.float32) @ ones_d1
+    pull_BKGT1 = (by_mixed_BKGTd.astype(jnp.float32) * mixed_BKGTd) @ ones_d1
     by_q, by_k_BKdT, by_v_BKdT = [], 0.0, 0.0
     for (queries, keys), log_total_BKM1 in zip(
         _blocks(q_BKGTd.shape[3]), log_totals, strict=True
