@@ -198,8 +198,8 @@ def sharing(model: TransformerConfig, reps: int) -> float:
 
     @jax.jit
     def shared(prompts):
-        cache = prefill(apply_fn, params, prompts, columns=columns, chunk=None)
-        return cache.repeat(COMPLETIONS)
+        cache = prefill(apply_fn, params, prompts, columns=None, chunk=None)
+        return cache.share(COMPLETIONS, NEW + 1)
 
     @jax.jit
     def apart(prompts):

@@ -5,6 +5,7 @@ key-value heads, G = H / K query heads that share one, d head width.
 """
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -215,33 +216,69 @@ def attend_cached(
     """`attend` over a cache: reads its keys once, then its values once.
 
     The queries of all heads that share keys are rows of one product, and the softmax is
-    normalised after the second one, on [d] instead of [S] numbers.
+    normalised after the second one, on [d] instead of [S] numbers. A prefix that groups
+    of rows share is read once a group: Juravsky et al. 2024, arXiv:2402.05099.
     """
     B, T, H, d = q_BTHd.shape
     groups = (B, T, c.n_kv_heads, H // c.n_kv_heads, d)
     scale = c.d_head**-0.5 if c.attn_scale is None else c.attn_scale
     q_BKTGd = jnp.swapaxes(q_BTHd.reshape(groups), 1, 2)
     q_BKQd = q_BKTGd.reshape(B, c.n_kv_heads, -1, d)
-    scores_BKQS = scale * jnp.einsum(
-        "BKQd,BKdS->BKQS",
-        q_BKQd,
-        cached.keys.astype(c.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    if cached.key_scales is not None:
-        scores_BKQS = scores_BKQS * cached.key_scales[:, :, None]
+    parts = [cached] if cached.prefix is None else [cached.prefix, cached]
+    scores = [_cached_scores(q_BKQd, part, c) for part in parts]
+    scores_BKQS = scale * jnp.concatenate(scores, axis=-1)
     allowed_BQS = jnp.repeat(mask_BTS, H // c.n_kv_heads, axis=1)[:, None]
     scores_BKQS = jnp.where(allowed_BQS, soft_cap(scores_BKQS, c.attn_softcap), UNSEEN)
     weights_BKQS = jnp.exp(scores_BKQS - jnp.max(scores_BKQS, axis=-1, keepdims=True))
     total_BKQ1 = jnp.sum(weights_BKQS, axis=-1, keepdims=True)
-    if cached.value_scales is not None:
-        weights_BKQS = weights_BKQS * cached.value_scales[:, :, None]
-    mixed_BKQd = jnp.einsum(
-        "BKQS,BKSd->BKQd",
-        weights_BKQS.astype(c.dtype),
-        cached.values.astype(c.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    ends = list(itertools.accumulate(part.values.shape[2] for part in parts))
+    weights = jnp.split(weights_BKQS, ends[:-1], axis=-1)
+    mixed_BKQd = sum(map(functools.partial(_cached_sum, c=c), weights, parts))
     mixed_BKQd = (mixed_BKQd / total_BKQ1).astype(c.dtype)
     mixed_BKTGd = mixed_BKQd.reshape(B, c.n_kv_heads, T, H // c.n_kv_heads, d)
     return jnp.swapaxes(mixed_BKTGd, 1, 2).reshape(q_BTHd.shape)
+
+
+def _cached_scores(q_BKQd: Array, part: LayerCache, c: TransformerConfig) -> Array:
+    """q·k, [B, K, Q, S] float32; rows that share a part are rows of one product."""
+    scores_RKMS = jnp.einsum(
+        "RKMd,RKdS->RKMS",
+        _side_by_side(q_BKQd, part.keys.shape[0]),
+        part.keys.astype(c.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    if part.key_scales is not None:
+        scores_RKMS = scores_RKMS * part.key_scales[:, :, None]
+    return _apart(scores_RKMS, q_BKQd.shape[0])
+
+
+def _cached_sum(weights_BKQS: Array, part: LayerCache, c: TransformerConfig) -> Array:
+    """Σ weight · v, [B, K, Q, d] float32."""
+    weights_RKMS = _side_by_side(weights_BKQS, part.values.shape[0])
+    if part.value_scales is not None:
+        weights_RKMS = weights_RKMS * part.value_scales[:, :, None]
+    mixed_RKMd = jnp.einsum(
+        "RKMS,RKSd->RKMd",
+        weights_RKMS.astype(c.dtype),
+        part.values.astype(c.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return _apart(mixed_RKMd, weights_BKQS.shape[0])
+
+
+def _side_by_side(x_BKQn: Array, groups: int) -> Array:
+    """[B, K, Q, n] → [R, K, B/R · Q, n]: the rows of each of R groups in one."""
+    if x_BKQn.shape[0] == groups:
+        return x_BKQn
+    B, K, Q, n = x_BKQn.shape
+    x_RCKQn = x_BKQn.reshape(groups, -1, K, Q, n)
+    return jnp.swapaxes(x_RCKQn, 1, 2).reshape(groups, K, -1, n)
+
+
+def _apart(x_RKMn: Array, rows: int) -> Array:
+    """`_side_by_side` the other way round."""
+    if x_RKMn.shape[0] == rows:
+        return x_RKMn
+    R, K, _, n = x_RKMn.shape
+    x_RKCQn = x_RKMn.reshape(R, K, rows // R, -1, n)
+    return jnp.swapaxes(x_RKCQn, 1, 2).reshape(rows, K, -1, n)

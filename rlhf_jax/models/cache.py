@@ -3,7 +3,8 @@
 A ring of S columns that all rows share: every step writes one column, for all rows at
 once and in place, wherever each row began. A row's tokens are the columns before the
 one that is written next; when its sequence has ended, another may take its place
-(`KVCache.insert`) at any time.
+(`KVCache.insert`) at any time. Rows that continue the same prompt may share the
+columns of that, which then are there, and are read, once (`KVCache.share`).
 
 Keys lie [d, S] and values [S, d] within a head, the way in which their products with
 one query read them from end to end.
@@ -29,6 +30,7 @@ class LayerCache:
     values: Array  # [B, K, S, d]
     key_scales: Array | None  # [B, K, S] float32
     value_scales: Array | None  # [B, K, S] float32
+    prefix: "LayerCache | None" = None  # of B/C rows: C rows here follow each of them
 
     @classmethod
     def empty(cls, config: TransformerConfig, rows: int, columns: int) -> "LayerCache":
@@ -58,7 +60,7 @@ class LayerCache:
             value_scales = jax.lax.dynamic_update_slice(value_scales, new_BKT, at)
         k_BKdT = jnp.swapaxes(k_BKTd, 2, 3).astype(self.keys.dtype)
         v_BKTd = v_BKTd.astype(self.values.dtype)
-        return LayerCache(
+        return self.replace(
             keys=jax.lax.dynamic_update_slice(self.keys, k_BKdT, (0, 0, 0, column)),
             values=jax.lax.dynamic_update_slice(self.values, v_BKTd, (*at, 0)),
             key_scales=key_scales,
@@ -68,7 +70,7 @@ class LayerCache:
     def insert(self, fresh: "LayerCache", put: Callable) -> "LayerCache":
         """Each array by ``put(held, new, axis of the columns)``."""
         scale = lambda held, new: None if held is None else put(held, new, 2)
-        return LayerCache(
+        return self.replace(
             keys=put(self.keys, fresh.keys, 3),
             values=put(self.values, fresh.values, 2),
             key_scales=scale(self.key_scales, fresh.key_scales),
@@ -103,6 +105,7 @@ class KVCache:
     layers: tuple[LayerCache, ...]
     segment_ids: Array  # [B, S] int32
     index: Array  # [] int32: columns written so far; the next one is index mod S
+    prefix_segments: Array | None = None  # [B/C, P] int32: of the layers' prefixes
 
     @classmethod
     def empty(cls, config: TransformerConfig, rows: int, columns: int) -> "KVCache":
@@ -121,6 +124,34 @@ class KVCache:
         )
         return KVCache(layers, segments, self.index)
 
+    def share(self, times: int, columns: int) -> "KVCache":
+        """Room for ``columns`` tokens in ``times`` rows after each of these ones.
+
+        They follow what is in this cache, of which there is no copy. It must be full,
+        and the new columns, which may be widened, must not come round.
+        """
+        rows = times * self.segment_ids.shape[0]
+
+        def room(x: Array, _: Array, axis: int) -> Array:
+            return jnp.zeros(
+                (rows, *x.shape[1:axis], columns, *x.shape[axis + 1 :]), x.dtype
+            )
+
+        layers = tuple(
+            layer.insert(layer, room).replace(prefix=layer) for layer in self.layers
+        )
+        empty = room(self.segment_ids, self.segment_ids, 1)
+        return KVCache(layers, empty, jnp.zeros((), jnp.int32), self.segment_ids)
+
+    def columns(self) -> tuple[Array, Array]:
+        """(segments [B, P + S], next column's index): the shared ones, then its own."""
+        if self.prefix_segments is None:
+            return self.segment_ids, self.index
+        times = self.segment_ids.shape[0] // self.prefix_segments.shape[0]
+        shared = jnp.repeat(self.prefix_segments, times, axis=0)
+        segments = jnp.concatenate([shared, self.segment_ids], axis=1)
+        return segments, shared.shape[1] + self.index
+
     def take(self, rows: Array) -> "KVCache":
         """These rows alone: [b] int32."""
         layers, segments = jax.tree.map(
@@ -137,7 +168,8 @@ class KVCache:
             return jnp.pad(x, room)
 
         layers = tuple(layer.insert(layer, pad) for layer in self.layers)
-        return KVCache(layers, pad(self.segment_ids, self.segment_ids, 1), self.index)
+        segments = pad(self.segment_ids, self.segment_ids, 1)
+        return self.replace(layers=layers, segment_ids=segments)
 
     def insert(self, fresh: "KVCache", rows: Array) -> "KVCache":
         """The rows of another cache instead of these ones.

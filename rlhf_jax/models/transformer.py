@@ -162,17 +162,16 @@ class Transformer(nn.Module):
         cache = self._open_cache(batch.tokens.shape, cache, cache_size)
         real = batch.segment_ids > 0
         positions = jnp.where(real, batch.positions, 0)
-        segments_BS, index, column = batch.segment_ids, jnp.zeros((), jnp.int32), None
+        seen, column = (batch.segment_ids, jnp.zeros((), jnp.int32)), None
         if cache is not None:
-            segments_BS, index = cache.segment_ids, cache.index
-            column = jnp.mod(index, segments_BS.shape[1])
+            at = jnp.mod(cache.index, cache.segment_ids.shape[1])
             segments_BS = jax.lax.dynamic_update_slice_in_dim(
-                segments_BS, batch.segment_ids, column, axis=1
+                cache.segment_ids, batch.segment_ids, at, axis=1
             )
-        if fresh:  # the batch is all that there is to see
-            views = self._views(batch, positions, batch.segment_ids, index, None)
-        else:
-            views = self._views(batch, positions, segments_BS, index, column)
+            cache = cache.replace(segment_ids=segments_BS)
+            if not fresh:  # else the batch is all that there is to see
+                seen, column = cache.columns(), at
+        views = self._views(batch, positions, *seen, column)
         # Tokens in one row from here on: XLA's CPU backward pass of a matrix product is
         # up to three times slower with two leading axes, and no faster anywhere.
         tokens_N = jnp.where(real, batch.tokens, 0).reshape(-1)
@@ -181,7 +180,8 @@ class Transformer(nn.Module):
             x_ND, _ = self.blocks(x_ND, jnp.arange(self.config.n_layers), views)
         else:
             x_ND, layers = self._each_layer(x_ND, views, cache.layers)
-            cache = KVCache(layers, segments_BS, index + batch.tokens.shape[1])
+            written = cache.index + batch.tokens.shape[1]
+            cache = cache.replace(layers=layers, index=written)
         hidden_ND = self.final_norm(x_ND)
         return hidden_ND.reshape(*batch.tokens.shape, self.config.d_model), cache
 
@@ -253,6 +253,8 @@ class Transformer(nn.Module):
             raise UserError(
                 f"{length} tokens do not fit the cache of {slots} slots: enlarge it"
             )
+        if cache is not None and cache.prefix_segments is not None:
+            slots += cache.prefix_segments.shape[1]
         if slots > self.config.max_length:
             raise UserError(
                 f"rows of {slots} slots exceed max_length={self.config.max_length}: "

@@ -68,9 +68,9 @@ def generate(
     and of slots, up to the rounding of the logits.
 
     Args:
-      apply_fn: the policy. Its cache needs ``repeat`` where prompts have several
-        completions, ``insert`` and ``take`` where there are fewer slots than rows
-        (`models.KVCache`).
+      apply_fn: the policy. Its cache needs ``share`` where prompts have several
+        completions; where there are fewer slots than rows, ``repeat`` instead, and
+        ``insert`` and ``take`` (`models.KVCache`).
       params: its parameters.
       prompts: [M, P], left-padded, one prompt a row (segment 1); the mask is not looked
         at, nor are the tokens under padding, which are handed on as they are.
@@ -198,10 +198,8 @@ def _start(
     """The first prompts, read into as many slots, with room for ``length`` tokens."""
     held = slots // config.completions
     first = jax.tree.map(lambda x: x[:held], queue.prompts)
-    columns = first.tokens.shape[1] + length
-    cache = prefill(
-        apply_fn, params, first, columns=columns, chunk=config.prefill_chunk
-    )
+    refilled = slots < queue.rows.shape[0]
+    cache = _open(apply_fn, params, first, config, length, refilled=refilled)
     each = partial(_repeat, times=config.completions)
     room = (queue.rows.shape[0], config.max_new_tokens)
     zeros, kept = jnp.zeros(room, jnp.float32), None
@@ -219,9 +217,30 @@ def _start(
         queued=jnp.int32(held),
         step=jnp.int32(0),
         tokens_drawn=jnp.int32(0),
-        cache=cache if config.completions == 1 else cache.repeat(config.completions),
+        cache=cache,
         found=Drawn(tokens, zeros, zeros, zeros, kept),
     )
+
+
+def _open(
+    apply_fn: ApplyFn,
+    params: Params,
+    prompts: TokenBatch,
+    config: SamplingConfig,
+    length: int,
+    *,
+    refilled: bool,
+) -> Any:
+    """The cache of the first prompts' completions, with room for ``length`` tokens.
+
+    Where slots are filled again each row has a copy of its prompt; where they are not,
+    the completions of a prompt share it.
+    """
+    read = partial(prefill, apply_fn, params, prompts, chunk=config.prefill_chunk)
+    if config.completions > 1 and not refilled:
+        return read(columns=None).share(config.completions, length + 1)
+    cache = read(columns=prompts.tokens.shape[1] + length)
+    return cache if config.completions == 1 else cache.repeat(config.completions)
 
 
 def _read(

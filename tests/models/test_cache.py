@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from models.tiny import batch_of, quick_jit, randomize
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.models import (
     CausalLM,
     KVCache,
@@ -171,6 +172,47 @@ def test_repeat_puts_copies_side_by_side():
     assert len(parts(cache)) == 5  # keys, values, a scale of each, segments
     for a, b in zip(parts(found), parts(cache), strict=True):
         np.testing.assert_array_equal(a, np.asarray(b)[[0, 0, 0, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("name", ["norm of heads", "caps", "window", "learned"])
+@pytest.mark.parametrize("cache_dtype", [None, "bfloat16", "int8"])
+def test_shared_columns_are_those_of_copies(name, cache_dtype):
+    """Two prompts, the first behind padding, 3 rows after each, 4 tokens a row."""
+    config = dataclasses.replace(CONFIG, **FAMILIES[name], cache_dtype=cache_dtype)
+    apply_fn, params = policy_apply(config), params_of(config)
+    asked = batch_of([[0, 1, 1, 1, 1], [1] * 5])
+    rows = batch_of([[1] * 4] * 6)
+    rows = rows.replace(positions=rows.positions + jnp.array([[4]] * 3 + [[5]] * 3))
+    token = lambda t: jax.tree.map(lambda x: x[:, t : t + 1], rows)
+
+    @quick_jit
+    def run():
+        def read(grow):
+            cache, logits = grow(apply_fn(params, asked, cache_size=5).cache), []
+            for t in range(4):
+                output = apply_fn(params, token(t), cache=cache)
+                cache = output.cache
+                logits.append(output.logits)
+                if t == 1:  # the third token has no room yet
+                    cache = cache.widen(2)
+            return jnp.concatenate(logits, axis=1)
+
+        shared = read(lambda cache: cache.share(3, 2))
+        return shared, read(lambda cache: cache.repeat(3).widen(2))
+
+    found, expected = run()
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_shared_columns_count_against_the_context():
+    """16 + 8 columns are the 24 of the context; with one more a row is refused."""
+    batch = batch_of([[1] * 16])
+    apply_fn, params = policy_apply(CONFIG), params_of(CONFIG)
+    cache = apply_fn(params, batch, cache_size=16).cache
+    token = jax.tree.map(lambda x: x[[0, 0], :1], batch)
+    assert apply_fn(params, token, cache=cache.share(2, 8)).logits.shape[0] == 2
+    with pytest.raises(UserError, match="25 slots exceed max_length=24"):
+        apply_fn(params, token, cache=cache.share(2, 9))
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])

@@ -39,9 +39,11 @@ def _repeated(model, times):
     )
 
 
-def test_completions_are_the_prompt_repeated():
-    model, times = "rotary", 3
-    found = drawn(model, completions=times)
+@pytest.mark.parametrize("model", ["rotary", "learned"])
+@pytest.mark.parametrize("options", [{}, {"stages": 2}, {"slots": 6}])
+def test_completions_are_the_prompt_repeated(model, options):
+    times = 3
+    found = drawn(model, completions=times, **options)
     assert_same(found, _repeated(model, times))
     assert found.row[:times].tolist() == [
         times * int(ROWS[0]) + k for k in range(times)
@@ -90,6 +92,22 @@ def test_chunks_change_no_token(model, options):
 def test_chunks_change_no_token_of_several_completions():
     options = {"completions": 3, "prefill_chunk": 2, "slots": 6, "read_ahead": 2}
     assert_same(drawn(**options), drawn(completions=3))
+
+
+def test_a_prompt_is_held_once():
+    """29 prompts of 5 columns, 3 completions: 87 rows have room for their own alone."""
+    draw_it = lambda **options: draw.lower(
+        apply_of("rotary"),
+        params_of("rotary"),
+        ragged_prompts(),
+        key=jax.random.key(0),
+        config=SAMPLING(completions=3, **options),
+    )
+    keys = lambda rows, columns: f"f32[{rows},2,4,{columns}]"
+    program = str(draw_it().compile().as_text())
+    assert keys(PROMPTS, WIDTH - 1) in program
+    assert keys(3 * PROMPTS, BUDGET + 1) in program
+    assert keys(3 * PROMPTS, COLUMNS) not in program
 
 
 def test_chunks_never_hold_the_activations_of_a_prompt():
