@@ -25,6 +25,16 @@ for _ in range(9):
 print(sorted(b - a for a, b in zip(counts, counts[1:]))[4])  # of a call, the median
 """
 
+GIVEN_BACK = """
+import jax, jax.numpy as jnp
+rss = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+f = jax.jit(lambda n: jnp.sort(jnp.arange(1e7) * n)[:1])  # 40 MB
+f(1).block_until_ready()
+held = rss()
+jax.jit(lambda x: x + 1)(1).block_until_ready()
+print(held - rss())
+"""
+
 
 def _run(program: str, how: str, **env: str) -> str:
     command = [sys.executable, "-c", PREPARE + program, how]
@@ -38,6 +48,11 @@ def test_temporary_memory_keeps_its_pages():
     pages = 4 * 3000**2 // 4096
     assert int(_run(FAULTS, "plain")) > pages / 2
     assert int(_run(FAULTS, "prepared")) < pages / 10
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_compiling_gives_back_what_is_free():
+    assert int(_run(GIVEN_BACK, "prepared")) > 30e6
 
 
 @pytest.mark.parametrize("given", ["", f"{SCHEDULER}=true"])
