@@ -4,6 +4,8 @@ The rule everywhere: what lies under a False mask may be anything, NaN and Inf i
 and changes neither value nor gradient. ``jnp.where`` therefore comes before arithmetic.
 """
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -144,6 +146,59 @@ def segment_masks(segment_ids: Array, segments: int) -> Array:
     [[[1, 1, 0, 0], [0, 0, 1, 0]]]
     """
     return segment_ids[:, None] == jnp.arange(1, segments + 1)[None, :, None]
+
+
+def segment_sum(x: Array, mask: Array, segment_ids: Array | None = None) -> Array:
+    """Every token gets the sum over its own sequence: yₜ = Σᵤ mᵤxᵤ, u of t's sequence.
+
+    No reference. What is said of a whole sequence (its log-prob, its length) stands at
+    each of its tokens, so that packed rows need no other shape.
+
+    Args:
+      x: [B, T] float.
+      mask: [B, T] bool; False entries of x may be anything.
+      segment_ids: [B, T] int32, 0 … T, equal for the tokens of a sequence; None: a row
+        is one sequence.
+
+    Returns:
+      [B, T] float32, 0 where masked.
+
+    >>> x, mask = jnp.array([[1.0, 2.0, 4.0]]), jnp.array([[True, True, True]])
+    >>> segment_sum(x, mask, jnp.array([[1, 1, 2]])).tolist()
+    [[3.0, 3.0, 4.0]]
+    """
+    chex.assert_rank(x, 2)
+    chex.assert_equal_shape([x, mask])
+    chex.assert_type(mask, bool)
+    x = jnp.where(mask, x, 0.0).astype(jnp.float32)
+    if segment_ids is None:
+        return jnp.where(mask, jnp.sum(x, axis=1, keepdims=True), 0.0)
+    chex.assert_equal_shape([x, segment_ids])
+    in_row = partial(jax.ops.segment_sum, num_segments=x.shape[1] + 1)
+    sums = jax.vmap(in_row)(x, segment_ids)
+    return jnp.where(mask, jnp.take_along_axis(sums, segment_ids, axis=1), 0.0)
+
+
+def segment_mean(x: Array, mask: Array, segment_ids: Array | None = None) -> Array:
+    """Every token gets the mean over its own sequence, see ``segment_sum``.
+
+    No reference.
+
+    Args:
+      x: [B, T] float.
+      mask: [B, T] bool; False entries of x may be anything.
+      segment_ids: [B, T] int32, 0 … T, equal for the tokens of a sequence; None: a row
+        is one sequence.
+
+    Returns:
+      [B, T] float32, 0 where masked.
+
+    >>> x, mask = jnp.array([[1.0, 2.0, 4.0]]), jnp.array([[True, True, True]])
+    >>> segment_mean(x, mask, jnp.array([[1, 1, 2]])).tolist()
+    [[1.5, 1.5, 4.0]]
+    """
+    count = segment_sum(jnp.ones(x.shape, jnp.float32), mask, segment_ids)
+    return segment_sum(x, mask, segment_ids) / jnp.maximum(count, 1.0)
 
 
 def is_stop(

@@ -1,12 +1,19 @@
 """Equations: arrays in, arrays out. No parameters, no models, no configs, no I/O."""
 
 from rlhf_jax.ops.advantages import (
+    discounted_returns,
     gae_advantages,
     group_advantages,
+    informative_groups,
     leave_one_out_advantages,
+    remax_advantages,
 )
+from rlhf_jax.ops.best_of_n import best_of_n, best_of_n_kl, expected_best_of
+from rlhf_jax.ops.distillation_loss import distillation_loss
 from rlhf_jax.ops.fused_logprobs import fused_token_logprobs
+from rlhf_jax.ops.importance import importance_weights
 from rlhf_jax.ops.kl import adaptive_kl_update, kl_estimate, kl_penalized_rewards
+from rlhf_jax.ops.length_penalty import overlong_penalty
 from rlhf_jax.ops.logits import (
     min_p_mask,
     scale_by_temperature,
@@ -14,8 +21,15 @@ from rlhf_jax.ops.logits import (
     top_p_mask,
 )
 from rlhf_jax.ops.logprobs import align_to_tokens, token_entropy, token_logprobs
-from rlhf_jax.ops.policy_loss import ppo_loss
+from rlhf_jax.ops.policy_loss import (
+    cispo_loss,
+    gspo_loss,
+    policy_gradient_loss,
+    ppo_loss,
+    ratio_metrics,
+)
 from rlhf_jax.ops.preference_loss import implicit_reward, preference_loss
+from rlhf_jax.ops.reduction import loss_weights
 from rlhf_jax.ops.reward_loss import (
     binary_reward,
     binary_reward_loss,
@@ -30,23 +44,37 @@ from rlhf_jax.ops.value_loss import explained_variance, value_loss
 __all__ = [
     "adaptive_kl_update",
     "align_to_tokens",
+    "best_of_n",
+    "best_of_n_kl",
     "binary_reward",
     "binary_reward_loss",
     "choice_reward_loss",
+    "cispo_loss",
+    "discounted_returns",
+    "distillation_loss",
+    "expected_best_of",
     "explained_variance",
     "fused_token_logprobs",
     "gae_advantages",
     "group_advantages",
+    "gspo_loss",
     "implicit_reward",
+    "importance_weights",
+    "informative_groups",
     "kl_estimate",
     "kl_penalized_rewards",
     "leave_one_out_advantages",
+    "loss_weights",
     "min_p_mask",
+    "overlong_penalty",
     "pairwise_accuracy",
     "pairwise_reward_loss",
+    "policy_gradient_loss",
     "ppo_loss",
     "preference_loss",
     "ranking_reward_loss",
+    "ratio_metrics",
+    "remax_advantages",
     "scale_by_temperature",
     "supervised_loss",
     "token_entropy",

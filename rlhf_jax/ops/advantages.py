@@ -1,6 +1,7 @@
 """Advantages: how much better a token, or a response, was than what was expected.
 
-What is expected comes from a critic (GAE) or from other responses to the same prompt.
+What is expected comes from a critic (GAE), from other responses to the same prompt, or
+nowhere (returns). See also ``masking.masked_whiten``.
 """
 
 from typing import Literal, get_args
@@ -67,6 +68,54 @@ def gae_advantages(
     by_token = (rewards.T, values.T, mask.T)
     _, advantages = jax.lax.scan(step, (zeros, zeros), by_token, reverse=True)
     return advantages.T, advantages.T + values
+
+
+def discounted_returns(rewards: Array, mask: Array, *, gamma: float = 1.0) -> Array:
+    """Reward to go over the unmasked tokens of each row: Gₜ = rₜ + γ·G₍t'₎.
+
+    t' is the next *unmasked* token, as in ``gae_advantages``, of which this is the case
+    V = 0, λ = 1. Sutton and Barto 2018, §3.3.
+
+    REINFORCE++ (Hu et al. 2025, arXiv:2501.03262) takes KL-penalised rewards, γ = 1,
+    and then ``masked_whiten`` over the global batch. Its variant with a baseline takes
+    ``group_advantages`` with scale "none", at every token, and then ``masked_whiten``.
+
+    Args:
+      rewards: [B, T] float, for emitting token t.
+      mask: [B, T] bool, the policy's tokens; may have holes.
+      gamma: γ, discount a token.
+
+    Returns:
+      [B, T] float32, 0 where masked.
+
+    >>> mask = jnp.array([[True, False, True]])  # the token in the middle takes no time
+    >>> discounted_returns(jnp.array([[1.0, 9.0, 2.0]]), mask, gamma=0.5).tolist()
+    [[2.0, 0.0, 2.0]]
+    """
+    zeros = jnp.zeros(rewards.shape, jnp.float32)
+    return gae_advantages(rewards, zeros, mask, gamma=gamma, lam=1.0)[0]
+
+
+def remax_advantages(scores: Array, greedy_scores: Array) -> Array:
+    """How much better a sampled response is than the greedy one: Âᵢ = sᵢ − s(greedy).
+
+    Li et al. 2023 (ReMax), arXiv:2310.10505, §3.2. The baseline does not depend on what
+    was sampled, so that the policy gradient has no bias.
+
+    Args:
+      scores: [B] float, of responses drawn from the policy.
+      greedy_scores: [B] float, of the policy's greedy responses to the same prompts.
+
+    Returns:
+      [B] float32 in score units, for every token of the response. No mask: every row
+      counts.
+
+    >>> remax_advantages(jnp.array([1.0, 3.0]), jnp.array([2.0, 2.0])).tolist()
+    [-1.0, 1.0]
+    """
+    chex.assert_rank([scores, greedy_scores], 1)
+    chex.assert_equal_shape([scores, greedy_scores])
+    return scores.astype(jnp.float32) - greedy_scores.astype(jnp.float32)
 
 
 def group_advantages(
@@ -138,6 +187,32 @@ def leave_one_out_advantages(scores: Array, *, group_size: int) -> Array:
     """
     lead = group_advantages(scores, group_size=group_size, scale="none")
     return lead * (group_size / (group_size - 1))
+
+
+def informative_groups(scores: Array, *, group_size: int) -> Array:
+    """Whether a response's group has anything to teach: its scores are not all equal.
+
+    Dynamic sampling draws prompts until there are enough such groups: Yu et al. 2025
+    (DAPO), arXiv:2503.14476, §3.2. In the others every advantage is 0, and so is the
+    gradient; their tokens would only dilute a mean over tokens.
+
+    Args:
+      scores: [B] float, one a response; rows of a group are adjacent.
+      group_size: G, responses a prompt; divides B.
+
+    Returns:
+      [B] bool, the same for all rows of a group. No mask: every row counts.
+
+    Raises:
+      ValueError: if group_size is below 2 or does not divide B.
+
+    >>> scores = jnp.array([0.0, 1.0, 1.0, 1.0])
+    >>> informative_groups(scores, group_size=2).tolist()
+    [True, True, False, False]
+    """
+    groups = _groups(scores, group_size)
+    differ = jnp.any(groups != groups[:, :1], axis=1)
+    return jnp.repeat(differ, group_size)
 
 
 def _groups(scores: Array, group_size: int) -> Array:

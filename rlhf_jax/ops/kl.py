@@ -29,6 +29,18 @@ def kl_estimate(
     Schulman 2020, "Approximating KL divergence" (joschu.net/blog/kl-approx.html); k3
     is the penalty of GRPO, arXiv:2402.03300.
 
+    As a term of the loss, with tokens that π has just drawn, what counts is the mean
+    gradient, which is that of
+
+    * k1    nothing: ∇log π, 0 on average
+    * k2    KL(π ‖ π_ref) of the token: −d ∇log π
+    * k3    KL(π_ref ‖ π) of the token: (1 − eᵈ) ∇log π, k2's while d is small
+
+    In the reward the place is k1's: its policy gradient is that of KL(π ‖ π_ref) of the
+    whole sequence. Tang and Munos 2025, arXiv:2506.09477; Liu et al. 2025,
+    arXiv:2510.01555. TRL multiplies its k3 by the ratio (``use_bias_correction_kl``),
+    whose gradient, before the first update, is k2's.
+
     Args:
       logprobs: [B, T] float nats, of the policy that drew the tokens.
       ref_logprobs: [B, T] float nats, of the reference policy.

@@ -1,6 +1,7 @@
 """Oracles of the ops: float64 NumPy, plain loops, one entry at a time.
 
-Each takes the arguments of its row in test_laws.py.
+Each takes the arguments of its row in test_laws.py, and if the op stops a gradient,
+``at``: the arguments at which to take the weights that have none.
 """
 
 from collections.abc import Callable
@@ -9,33 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-
-def each(f: Callable[..., float], *arrays, shape=None) -> np.ndarray:
-    """f at every index of the first array: f(index) -> float."""
-    shape = arrays[0].shape if shape is None else shape
-    out = np.zeros(shape)
-    for index in np.ndindex(*shape):
-        out[index] = f(index)
-    return out
-
-
-def lse(z) -> float:
-    return float(np.log(sum(np.exp(v) for v in z)))
-
-
-def mean(values) -> float:
-    values = list(values)
-    return sum(values) / len(values) if values else 0.0
-
-
-def variance(values) -> float:
-    values = list(values)
-    return mean((v - mean(values)) ** 2 for v in values)
-
-
-def softmax(z) -> np.ndarray:
-    return np.array([np.exp(v - lse(z)) for v in z])
+from ops.loops import each, lse, mean, softmax, variance
+from ops.policy_oracles import POLICY_ORACLES
 
 
 def token_logprobs(logits, tokens):
@@ -121,26 +97,6 @@ def gae(rewards, values, mask):
     return advantages, np.where(mask, advantages + np.where(mask, values, 0), 0)
 
 
-def ppo(logprobs, old, advantages, mask):
-    ratio = each(lambda i: np.exp(logprobs[i] - old[i]) if mask[i] else 0, mask)
-
-    def at(i):
-        clipped = min(max(ratio[i], 0.8), 1.2)
-        objective = min(ratio[i] * advantages[i], clipped * advantages[i])
-        return -objective if mask[i] else 0.0
-
-    terms = each(at, mask)
-    owned = [i for i in np.ndindex(*mask.shape) if mask[i]]
-    clips = lambda i: ratio[i] > 1.2 if advantages[i] > 0 else ratio[i] < 0.8
-    return terms, {
-        "policy/loss": mean(terms[i] for i in owned),
-        "policy/approx_kl": mean((logprobs[i] - old[i]) ** 2 / 2 for i in owned),
-        "policy/clip_fraction": mean(float(clips(i)) for i in owned),
-        "policy/ratio": mean(ratio[i] for i in owned),
-        "policy/ratio_max": max(ratio[i] for i in owned),
-    }
-
-
 def value_loss(values, old, returns, mask, *, eps):
     def at(i):
         near = min(max(values[i], old[i] - eps), old[i] + eps)
@@ -221,7 +177,6 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "kl_penalized_rewards": kl_penalized_rewards,
     "adaptive_kl_update": adaptive_kl,
     "gae_advantages": gae,
-    "ppo_loss": ppo,
     "value_loss": partial(value_loss, eps=0.2),
     "value_loss[no clip]": partial(value_loss, eps=np.inf),
     "explained_variance": explained_variance,
@@ -235,6 +190,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
         [softmax(z)[1] for z in logits]
     ),
     "pairwise_accuracy": lambda c, r: each(lambda i: float(c[i] > r[i]), c),
+    **POLICY_ORACLES,
 }
 
 

@@ -24,6 +24,9 @@ def test_four_cases_by_hand():
             "policy/loss": np.mean(TERMS),
             "policy/approx_kl": (np.log(1.5) ** 2 + np.log(0.5) ** 2) / 5,
             "policy/clip_fraction": 2 / 5,
+            "policy/clip_fraction_low": 1 / 5,
+            "policy/clip_fraction_high": 1 / 5,
+            "policy/clip_fraction_dual": 0.0,
             "policy/ratio": 1.0,
             "policy/ratio_max": 1.5,
         }
@@ -38,6 +41,9 @@ def test_metrics_speak_of_unmasked_tokens():
             "policy/loss": 0.3,
             "policy/approx_kl": np.log(0.5) ** 2 / 2,
             "policy/clip_fraction": 0.5,
+            "policy/clip_fraction_low": 0.5,
+            "policy/clip_fraction_high": 0.0,
+            "policy/clip_fraction_dual": 0.0,
             "policy/ratio": 0.5,
             "policy/ratio_max": 0.5,
         }

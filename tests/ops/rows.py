@@ -1,0 +1,100 @@
+"""What a row of the table of laws says of an op, and arguments to try it on."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+B, T, V, K = 5, 6, 7, 4
+BT = (B, T)
+Rng = np.random.Generator
+Args = tuple[np.ndarray, ...]
+
+
+# Arguments.
+
+
+def floats(*shapes):
+    return lambda rng: tuple(rng.normal(size=s) for s in shapes)
+
+
+def random_mask(rng: Rng) -> np.ndarray:
+    """Holes, left padding, a row without any True and a row of them."""
+    mask = rng.random((B, T)) < 0.6
+    mask[0], mask[1], mask[2, :3] = False, True, False
+    return mask
+
+
+def with_mask(*shapes):
+    return lambda rng: (*floats(*shapes)(rng), random_mask(rng))
+
+
+def packed(*shapes):
+    """Rows of two or three sequences and padding, which owns nothing."""
+
+    def args(rng: Rng) -> Args:
+        segment_ids = np.sort(rng.integers(1, 4, BT), axis=1)
+        segment_ids[:, -1] = 0
+        mask = random_mask(rng) & (segment_ids > 0)
+        return *floats(*shapes)(rng), segment_ids, mask
+
+    return args
+
+
+def with_ints(high: int, *shapes):
+    """Floats of all shapes but the last, which is of ints below high."""
+
+    def args(rng: Rng) -> Args:
+        return *floats(*shapes[:-1])(rng), rng.integers(0, high, shapes[-1])
+
+    return args
+
+
+def with_ranks(rng: Rng) -> Args:
+    ranks = rng.integers(-1, 3, (B, K))
+    ranks[0] = -1
+    return rng.normal(size=(B, K)), ranks
+
+
+def kl_coefs(rng: Rng) -> Args:
+    return np.asarray(rng.uniform(0.1, 0.3)), np.asarray(rng.uniform(5.0, 7.0))
+
+
+# What the mask, the last argument, hides: one bool array an argument, None for none.
+
+
+def no_mask(*args):
+    return (None,) * len(args)
+
+
+def under_mask(*args):
+    return *(~args[-1] for _ in args[:-1]), None
+
+
+def under_packed_mask(*args):
+    return *(~args[-1] for _ in args[:-2]), None, None
+
+
+def under_next_mask(student, teacher, mask):
+    """Index t of logits is about token t + 1, the last about none."""
+    about = np.zeros_like(mask)
+    about[:, :-1] = mask[:, 1:]
+    hidden = np.broadcast_to(~about[..., None], student.shape)
+    return hidden, hidden, None
+
+
+def under_mask_with_scores(scores, logprobs, ref, mask):
+    return ~mask.any(axis=1), ~mask, ~mask, None
+
+
+def negative_ranks(scores, ranks):
+    return ranks < 0, None
+
+
+class Row(NamedTuple):
+    op: Callable[..., Any]
+    args: Callable[[Rng], Args]
+    hides: Callable[..., tuple[np.ndarray | None, ...]] = no_mask
+    nothing: Any = False  # the mask entry that owns nothing
+    widens: bool = True  # float32 out of bfloat16; False: keeps the dtype
+    detached: bool = False  # has weights without a gradient, fixed at the oracle's `at`
