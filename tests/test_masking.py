@@ -12,6 +12,8 @@ from rlhf_jax.masking import (
     masked_sum,
     masked_whiten,
     response_mask,
+    segment_mean,
+    segment_sum,
     select_last,
 )
 
@@ -111,6 +113,25 @@ def test_select_last_of_vectors():
     x = jnp.arange(12.0).reshape(2, 3, 2)
     mask = jnp.array([[True, True, False], [False, False, False]])
     assert select_last(x, mask).tolist() == [[2.0, 3.0], [0.0, 0.0]]
+
+
+# Sequences that share a row.
+
+
+def test_sums_and_means_of_sequences_stand_at_their_tokens():
+    x = jnp.array([[1.0, 3.0, jnp.nan, 5.0, 6.0, 10.0, jnp.inf]])
+    ids = jnp.array([[1, 1, 1, 2, 2, 2, 0]])
+    mask = jnp.array([[1, 1, 0, 1, 1, 1, 0]], bool)
+    assert segment_sum(x, mask, ids).tolist() == [[4, 4, 0, 21, 21, 21, 0]]
+    assert segment_mean(x, mask, ids).tolist() == [[2, 2, 0, 7, 7, 7, 0]]
+    assert segment_mean(x, mask).tolist() == [[5, 5, 0, 5, 5, 5, 0]]
+    slope = jax.grad(lambda x: segment_mean(x, mask, ids)[0, 0])(x)
+    assert slope.tolist() == [[0.5, 0.5, 0, 0, 0, 0, 0]]
+
+
+def test_every_token_may_be_a_sequence_and_its_number_not_the_next():
+    x, ids = jnp.arange(1.0, 4.0)[None], jnp.array([[3, 1, 2]])
+    assert segment_sum(x, jnp.full((1, 3), True), ids).tolist() == x.tolist()
 
 
 # Responses: start at column 2, the stop token is 9, the pad token is 0 or 9.

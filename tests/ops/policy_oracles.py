@@ -103,7 +103,7 @@ def importance(logprobs, sampler, segment_ids, mask, at=None, *, kind, level):
         apart = over_sequence(apart, segment_ids, mask, of=sum)
 
     def weight(i):
-        ratio = np.exp(apart[i])
+        ratio = float(np.exp(apart[i]))
         return min(ratio, 2.0) if kind == "truncate" or ratio <= 2.0 else 0.0
 
     return each(lambda i: weight(i) if mask[i] else 0.0, mask)
@@ -120,7 +120,7 @@ def distillation(student, teacher, mask, *, beta):
             return kl(q, p) if beta else kl(p, q)
         return beta * kl(p, m) + (1 - beta) * kl(q, m)
 
-    return each(lambda i: at(i) if mask[i] and i[1] else 0.0, mask)
+    return each(lambda i: float(at(i)) if mask[i] and i[1] else 0.0, mask)
 
 
 def expected_best(scores, k):

@@ -8,10 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_jax.masking import masked_whiten
 from rlhf_jax.ops import (
+    discounted_returns,
     gae_advantages,
     group_advantages,
+    informative_groups,
     leave_one_out_advantages,
+    remax_advantages,
 )
 
 T = 8
@@ -79,6 +83,35 @@ def test_shapes_and_masks_are_checked():
         gae_advantages(jnp.zeros((2, 3)), jnp.zeros((2, 4)), jnp.full((2, 3), True))
     with pytest.raises(AssertionError):
         gae_advantages(jnp.zeros((2, 3)), jnp.zeros((2, 3)), jnp.ones((2, 3)))
+
+
+def test_returns_by_hand():
+    # γ = ½, a hole after the first token: 1 + ½·(0 + ½·4), 0 + ½·4, 4.
+    mask = jnp.array([[0, 1, 0, 1, 1, 0]], bool)
+    got = discounted_returns(row(9, 1, 9, 0, 4, 9), mask, gamma=0.5)
+    assert got.tolist() == [[0, 2, 0, 2, 4, 0]]
+    assert discounted_returns(row(9, 1, 9, 0, 4, 9), mask).tolist() == [
+        [0, 5, 0, 4, 4, 0]
+    ]
+
+
+def test_remax_subtracts_in_float32():
+    # 256 + 1 is 256 in bfloat16.
+    scores = jnp.array([256, 3], jnp.bfloat16)
+    assert remax_advantages(scores, jnp.array([255.0, 2.5])).tolist() == [1.0, 0.5]
+    with pytest.raises(AssertionError):
+        remax_advantages(scores, jnp.zeros(1))
+
+
+def test_reinforce_plus_plus_with_a_baseline_is_a_composition():
+    """Leads over the group, ±1 and ±2, at tokens; then whitened over all tokens."""
+    scores = jnp.array([0.0, 2.0, 1.0, 5.0])
+    mask = jnp.array([[1, 1], [1, 0], [1, 0], [1, 1]], bool)
+    lead = group_advantages(scores, group_size=2, scale="none")
+    got = masked_whiten(jnp.broadcast_to(lead[:, None], mask.shape), mask)
+    # Of −1, −1, 1, −2, 2, 2: mean 1/6, mean of squares 15/6, variance 89/36.
+    expected = (lead[:, None] - 1 / 6) / np.sqrt(89 / 36)
+    np.testing.assert_allclose(got, np.where(mask, expected, 0), rtol=1e-6)
 
 
 # Groups.
@@ -173,6 +206,17 @@ def test_a_group_knows_nothing_of_the_others(way):
     moved = scores.at[2:].set(jnp.array([-7.0, 8.0]))
     ours, others = (BOTH[way](s, group_size=2) for s in (scores, moved))
     assert np.array_equal(ours[:2], others[:2]) == (way != "batch")
+
+
+def test_informative_groups_are_those_with_an_advantage():
+    scores = jnp.array([0.0, 0.0, 1.0, 0.0, 0.1, 0.1, 7.0, 7.0])
+    got = informative_groups(scores, group_size=2)
+    assert got.tolist() == [False, False, True, True, False, False, False, False]
+    lead = group_advantages(scores, group_size=2)
+    assert (lead != 0).tolist() == got.tolist()
+    assert informative_groups(scores, group_size=4).tolist() == [True] * 8
+    with pytest.raises(ValueError, match="group_size = 3 of 8 scores"):
+        informative_groups(scores, group_size=3)
 
 
 def test_groups_and_scales_are_checked():

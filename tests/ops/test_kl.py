@@ -46,6 +46,27 @@ def test_k1_and_k3_are_unbiased_and_k2_has_the_gradient():
     )
 
 
+def test_what_the_estimates_are_as_losses():
+    """Mean gradients by the logits: nothing, KL(π ‖ π_ref) and KL(π_ref ‖ π)."""
+    logits = jnp.array([0.5, -1.0, 0.2, 1.5])
+    ref = jax.nn.log_softmax(jnp.arange(4.0))
+    drawn = jax.nn.softmax(logits)
+
+    def loss(logits, kind):
+        logprobs = jax.nn.log_softmax(logits)
+        return jnp.sum(drawn * kl_estimate(logprobs[None], ref[None], kind=kind)[0])
+
+    def kl(p, q):
+        return jnp.sum(jnp.exp(p) * (p - q))
+
+    reverse = jax.grad(lambda z: kl(jax.nn.log_softmax(z), ref))(logits)
+    forward = jax.grad(lambda z: kl(ref, jax.nn.log_softmax(z)))(logits)
+    assert np.abs(reverse - forward).max() > 0.1
+    for kind, expected in [("k1", 0 * reverse), ("k2", reverse), ("k3", forward)]:
+        got = jax.grad(loss)(logits, kind)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_k3_keeps_its_precision_for_close_policies():
     # d = 1e-3: d²/2 + d³/6 = 5.0017e-7, which eᵈ - 1 - d in float32 misses by 10 %.
     got = kl_estimate(jnp.array([[0.0]]), jnp.array([[1e-3]]), kind="k3")
