@@ -1,22 +1,25 @@
 """Networks small enough to reason about: what tests use in place of a transformer."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.types import Array, ModelOutput, Params, TokenBatch
 
 
-def tabular_policy(params: Params, batch: TokenBatch, *, cache=None, cache_size=None):
-    """π(token | last token) from ``logits`` [V, V], V(last token) from ``values`` [V].
+class Nothing(NamedTuple):
+    """A cache of what a table needs to know of the tokens before the last one."""
 
-    The cache counts the tokens read; a table needs no more.
-    """
+    def share(self, times: int, columns: int) -> "Nothing":
+        return self
+
+
+def tabular_policy(params: Params, batch: TokenBatch, *, cache=None, cache_size=None):
+    """π(token | last token) from ``logits`` [V, V], V(token) from ``values`` [V]."""
     logits = params["logits"][batch.tokens]
     values = params["values"][batch.tokens]
-    if cache_size is not None:
-        cache = jnp.int32(batch.tokens.shape[1])
-    elif cache is not None:
-        cache = cache + batch.tokens.shape[1]
+    cache = cache if cache_size is None else Nothing()
     return ModelOutput(logits=logits, values=values, cache=cache)
 
 

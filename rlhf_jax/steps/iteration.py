@@ -160,7 +160,7 @@ def grpo_iteration(
     >>> from rlhf_jax.types import ModelOutput
     >>> from typing import NamedTuple
     >>> class NoCache(NamedTuple):
-    ...     repeat = lambda self, times: self
+    ...     share = lambda self, times, columns: self
     >>> coin = lambda params, batch, **_: ModelOutput(
     ...     logits=params["logits"][batch.tokens], cache=NoCache())
     >>> params = {"logits": jnp.zeros((2, 2))}

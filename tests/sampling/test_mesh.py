@@ -22,7 +22,7 @@ from rlhf_jax.steps import sample_step
 
 @pytest.mark.parametrize("options", [{}, {"slots": 6}, {"completions": 3}])
 def test_weights_of_an_update_draw_the_same_where_rollouts_want_them(options):
-    """From parts over fsdp = 4 to parts over tensor = 2, without leaving the devices."""
+    """From parts over fsdp = 4 to parts over tensor = 2, on the same devices."""
     prompts = jax.tree.map(lambda x: x[:8], ragged_prompts())
     asked = prompts, jnp.arange(8, dtype=jnp.int32)
     step = functools.partial(
