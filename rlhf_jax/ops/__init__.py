@@ -29,7 +29,13 @@ from rlhf_jax.ops.policy_loss import (
     ratio_metrics,
 )
 from rlhf_jax.ops.preference_loss import implicit_reward, preference_loss
+from rlhf_jax.ops.preference_weights import (
+    length_desensitized_logps,
+    on_policy_weight,
+    token_log_collision,
+)
 from rlhf_jax.ops.reduction import loss_weights
+from rlhf_jax.ops.reference_free_loss import reference_free_loss
 from rlhf_jax.ops.reward_loss import (
     binary_reward,
     binary_reward_loss,
@@ -39,6 +45,7 @@ from rlhf_jax.ops.reward_loss import (
     ranking_reward_loss,
 )
 from rlhf_jax.ops.supervised_loss import supervised_loss
+from rlhf_jax.ops.unpaired_loss import unpaired_loss
 from rlhf_jax.ops.value_loss import explained_variance, value_loss
 
 __all__ = [
@@ -67,6 +74,8 @@ __all__ = [
     "loss_weights",
     "min_p_mask",
     "overlong_penalty",
+    "length_desensitized_logps",
+    "on_policy_weight",
     "pairwise_accuracy",
     "pairwise_reward_loss",
     "policy_gradient_loss",
@@ -75,11 +84,14 @@ __all__ = [
     "ranking_reward_loss",
     "ratio_metrics",
     "remax_advantages",
+    "reference_free_loss",
     "scale_by_temperature",
     "supervised_loss",
     "token_entropy",
+    "token_log_collision",
     "token_logprobs",
     "top_k_mask",
     "top_p_mask",
+    "unpaired_loss",
     "value_loss",
 ]

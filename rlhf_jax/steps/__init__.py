@@ -17,7 +17,11 @@ from rlhf_jax.steps.group import (
 )
 from rlhf_jax.steps.iteration import RewardFn, grpo_iteration, ppo_iteration
 from rlhf_jax.steps.policy import policy_step, ppo_update
-from rlhf_jax.steps.preference import PreferenceConfig, preference_step
+from rlhf_jax.steps.preference import (
+    PreferenceConfig,
+    preference_step,
+    reference_logps,
+)
 from rlhf_jax.steps.reward import (
     binary_terms,
     choice_terms,
@@ -71,6 +75,7 @@ __all__ = [
     "ppo_update",
     "preference_step",
     "ranking_terms",
+    "reference_logps",
     "reward_eval",
     "reward_step",
     "sample_step",

@@ -1,4 +1,4 @@
-"""Training a policy on preferences directly: DPO and IPO."""
+"""Training a policy on preferences directly: DPO and its relatives."""
 
 import dataclasses
 from typing import get_args
@@ -8,11 +8,14 @@ import jax.numpy as jnp
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.masking import masked_sum
-from rlhf_jax.ops.preference_loss import (
+from rlhf_jax.ops.preference_loss import implicit_reward, preference_loss
+from rlhf_jax.ops.preference_options import (
+    Divergence,
     PreferenceKind,
-    implicit_reward,
-    preference_loss,
+    ReferenceFreeKind,
+    complaint,
 )
+from rlhf_jax.ops.reference_free_loss import reference_free_loss
 from rlhf_jax.ops.reward_loss import pairwise_accuracy
 from rlhf_jax.steps.forward import both_sides, policy_forward
 from rlhf_jax.steps.state import TrainState, apply_loss
@@ -24,6 +27,10 @@ from rlhf_jax.types import (
     PreferenceBatch,
     join_params,
 )
+
+REFERENCE_FREE = get_args(ReferenceFreeKind)
+OF_MEANS = ("simpo", "orpo")  # log-probs a token, not a completion
+OF_RANKS = ("aot", "aot_unpaired")  # rows depend on one another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,119 +44,227 @@ class PreferenceConfig:
     0.1
     """
 
-    kind: PreferenceKind = "dpo"
-    """The loss of a pair."""
+    kind: PreferenceKind | ReferenceFreeKind = "dpo"
+    """The loss of a pair: of `ops.preference_loss` or `ops.reference_free_loss`."""
     beta: float = 0.1
-    """How strongly the policy is held to the reference; τ of IPO."""
-    label_smoothing: float = 0.0
-    """Share of pairs believed to be labelled the wrong way round; dpo only (cDPO)."""
+    """How strongly the policy is held to the reference; τ of IPO, λ of ORPO."""
+    label_smoothing: float | None = None
+    """Share of pairs believed to be labelled the wrong way round; dpo (cDPO), robust,
+    exo, aot. None: 0.001 for exo, else 0."""
+    tau: float | None = None
+    """τ of discopop. None: 0.05."""
+    divergence: Divergence = "reverse_kl"
+    """What holds the policy to the reference, for dpo, ipo, hinge, robust, exo,
+    discopop."""
+    alpha: float | None = None
+    """α of the divergence alpha. None: ½."""
+    gamma: float | None = None
+    """The lead that simpo asks for, in score units. None: ½."""
+    nll_coef: float = 0.0
+    """Weight of the mean of −log π over the tokens of the chosen completion, which is
+    part of ORPO (where it is 1), CPO and SLiC-HF."""
     micro_batches: int = 1
     """Parts of an update's rows on a device, computed one after the other."""
 
     def __post_init__(self):
-        if self.kind not in get_args(PreferenceKind):
-            raise UserError(f"kind = {self.kind!r}: expected dpo or ipo")
+        wrong = complaint(
+            self.kind,
+            get_args(PreferenceKind) + REFERENCE_FREE,
+            beta=self.beta,
+            label_smoothing=self.label_smoothing,
+            tau=self.tau,
+            divergence=self.divergence,
+            alpha=self.alpha,
+            gamma=self.gamma,
+        )
+        if wrong:
+            raise UserError(wrong)
+        if not self.nll_coef >= 0:
+            raise UserError(f"nll_coef = {self.nll_coef}: expected 0 or more")
         if self.micro_batches < 1:
             raise UserError(f"micro_batches = {self.micro_batches}: expected 1 or more")
-        if not self.beta > 0:
-            raise UserError(f"beta = {self.beta}: expected more than 0")
-        if not 0 <= self.label_smoothing < 0.5:
+        if self.kind in OF_RANKS and self.micro_batches > 1:
             raise UserError(
-                f"label_smoothing = {self.label_smoothing}: expected 0 or more and "
-                "less than 0.5"
-            )
-        if self.kind == "ipo" and self.label_smoothing:
-            raise UserError(
-                f"label_smoothing = {self.label_smoothing}: it is for dpo; set it to "
-                "0 for ipo"
+                f"micro_batches = {self.micro_batches}: expected 1 for {self.kind}, "
+                "which ranks the pairs of the whole batch"
             )
 
 
 def preference_step(
     state: TrainState,
     batch: PreferenceBatch,
-    ref_params: Params,
+    ref_params: Params | None = None,
     frozen: Params | None = None,
+    reference: Array | None = None,
     *,
-    ref_apply_fn: ApplyFn,
+    ref_apply_fn: ApplyFn | None = None,
     config: PreferenceConfig,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One update of L = Σ wᵢ ℓᵢ / Σ wᵢ over the global batch, ℓ by ``preference_loss``.
+    """One update of L = Σ wᵢ (ℓᵢ + c NLLᵢ) / Σ wᵢ over the global batch.
 
-    Rafailov et al. 2023, arXiv:2305.18290 (DPO); Azar et al. 2023, arXiv:2310.12036
-    (IPO). Each log-prob is the sum over the completion's tokens, for ipo too. Chosen
+    ℓ is ``preference_loss`` or ``reference_free_loss``, where the papers are named, NLL
+    the negative log-likelihood a token of the chosen completion. A log-prob is the sum
+    over the completion's tokens, for ipo too, and the mean for simpo and orpo. Chosen
     and rejected go through a network in one call. ``batch.margin`` has no part.
+
+    A reference that never changes is better asked once, before training: hand its
+    ``reference_logps`` in, instead of its parameters. One that follows the policy
+    (TR-DPO, arXiv:2404.09656) is ``optax.incremental_update(params, ref_params, α)``
+    after an update, or a copy of ``state.params`` after every so many.
 
     Args:
       state: policy with ``apply_fn`` an `ApplyFn`.
       batch: [B, T] pairs, both sides equally wide, rows packed or not; the masks say
         which tokens are the completion, the weights how much a pair counts.
-      ref_params: of the reference policy; no gradient goes there.
+      ref_params: of the reference policy; no gradient goes there. None with
+        ``reference``, and for kinds without a reference.
       frozen: parameters of the policy that are not trained; None where all are.
-      ref_apply_fn: the reference policy.
+      reference: [B, S, 2] float32 nats, ``reference_logps`` of this batch, or None.
+      ref_apply_fn: the reference policy, where there are ``ref_params``.
       config: the loss.
       axis_name: the mapped axis over whose devices the batch is spread, or None.
 
     Returns:
       The new state and ``preference/*`` (docs/metrics), ``optim/grad_norm``. A pair of
       weight 0 has no part, a masked token neither; all weights 0 give gradient 0.
+
+    Raises:
+      ValueError: there is no reference or one too many, or its shape is not that of the
+        batch; the pairs that a kind ranks are spread over a mapped axis.
     """
-    reference = _pair_logps(ref_apply_fn, ref_params, batch)
-    reference = jax.lax.stop_gradient(reference)
+    _check(batch, ref_params, reference, ref_apply_fn, config, axis_name)
+    if ref_params is not None and ref_apply_fn is not None:
+        reference = reference_logps(ref_params, batch, ref_apply_fn=ref_apply_fn)
+    elif reference is None:
+        reference = jnp.zeros((*batch.weight.shape, 1)[:2] + (2,), jnp.float32)
 
     def loss_fn(params, part):
         pairs, reference = part
-        logps = _pair_logps(state.apply_fn, join_params(frozen, params), pairs)
+        sums, counts = _pair_logps(state.apply_fn, join_params(frozen, params), pairs)
         weight = pairs.weight.ravel()
-        terms, metrics = _terms(
-            logps.reshape(-1, 2), reference.reshape(-1, 2), weight, config
-        )
+        sums, counts, reference = (x.reshape(-1, 2) for x in (sums, counts, reference))
+        terms, metrics = _terms(sums, counts, reference, weight, config)
         total, _ = masked_sum(terms * weight, weight > 0)
         return total, jnp.sum(weight), metrics
 
     return apply_loss(
         state,
         loss_fn,
-        (batch, reference),
+        (batch, jax.lax.stop_gradient(reference)),
         micro_batches=config.micro_batches,
         axis_name=axis_name,
     )
 
 
-def _pair_logps(apply_fn: ApplyFn, params: Params, pairs: PreferenceBatch) -> Array:
-    """[B, S, 2] nats, chosen first: Σ log π(completion | prompt), unmasked tokens."""
+def reference_logps(
+    ref_params: Params, batch: PreferenceBatch, *, ref_apply_fn: ApplyFn
+) -> Array:
+    """The log-probs of pairs under the reference policy: log π_ref(y | x). No paper.
+
+    For ``preference_step``, once before training: same batch, same rows.
+
+    Args:
+      ref_params: of the reference policy; no gradient goes there.
+      batch: [B, T] pairs, S of them in a row; S = 1 where they are not packed.
+      ref_apply_fn: the reference policy.
+
+    Returns:
+      [B, S, 2] float32 nats, chosen first; 0 where a row has no such pair.
+    """
+    sums, _ = _pair_logps(ref_apply_fn, ref_params, batch)
+    return jax.lax.stop_gradient(sums)
+
+
+def _pair_logps(
+    apply_fn: ApplyFn, params: Params, pairs: PreferenceBatch
+) -> tuple[Array, Array]:
+    """Two [B, S, 2], chosen first: Σ log π of the unmasked tokens, and their number."""
     both, segments = both_sides(pairs)
     policy = policy_forward(apply_fn, params, both, temperature=1.0)
     owned = segments & both.mask[:, None]
     sums = jnp.sum(jnp.where(owned, policy.logprobs[:, None], 0.0), axis=2)
-    return jnp.stack(jnp.split(sums, 2), axis=2)
+    counts = jnp.sum(owned, axis=2, dtype=jnp.float32)
+    chosen_first = lambda x: jnp.stack(jnp.split(x, 2), axis=2)
+    return chosen_first(sums), chosen_first(counts)
 
 
 def _terms(
-    logps: Array, reference: Array, weight: Array, config: PreferenceConfig
+    logps: Array,
+    counts: Array,
+    reference: Array,
+    weight: Array,
+    config: PreferenceConfig,
 ) -> tuple[Array, Metrics]:
-    """Losses of the pairs from [B, 2] log-probs, chosen first; and their metrics."""
-    chosen, rejected = logps[:, 0], logps[:, 1]
-    terms = preference_loss(
-        chosen,
-        rejected,
-        reference[:, 0],
-        reference[:, 1],
-        kind=config.kind,
-        beta=config.beta,
-        label_smoothing=config.label_smoothing,
-    )
+    """Losses of the pairs from arrays [B, 2], chosen first; and their metrics."""
+    means = logps / jnp.maximum(counts, 1.0)
+    logps = means if config.kind in OF_MEANS else logps
+    terms = _losses(logps, reference, weight > 0, config)
+    if config.nll_coef:
+        terms = terms - config.nll_coef * means[:, 0]
     better, worse = (
         implicit_reward(logps[:, i], reference[:, i], beta=config.beta) for i in (0, 1)
     )
-    loss, counts = masked_sum(terms * weight, weight > 0)[0], weight > 0
-    return terms, Metrics.of(
-        {
-            "preference/loss": (loss, jnp.sum(weight)),
-            "preference/accuracy": masked_sum(pairwise_accuracy(better, worse), counts),
-            "preference/margin": masked_sum(better - worse, counts),
-            "preference/chosen_logps": masked_sum(chosen, counts),
-            "preference/rejected_logps": masked_sum(rejected, counts),
-        }
-    )
+    loss, counted = masked_sum(terms * weight, weight > 0)[0], weight > 0
+    of_pairs = {
+        "preference/accuracy": pairwise_accuracy(better, worse),
+        "preference/margin": better - worse,
+        "preference/chosen_logps": logps[:, 0],
+        "preference/rejected_logps": logps[:, 1],
+    }
+    means_of = {name: masked_sum(x, counted) for name, x in of_pairs.items()}
+    return terms, Metrics.of({"preference/loss": (loss, jnp.sum(weight))} | means_of)
+
+
+def _losses(
+    logps: Array, reference: Array, mask: Array, config: PreferenceConfig
+) -> Array:
+    chosen, rejected = logps[:, 0], logps[:, 1]
+    match config.kind:
+        case "simpo" | "cpo" | "cpo_hinge" | "orpo" as kind:
+            return reference_free_loss(
+                chosen, rejected, kind=kind, beta=config.beta, gamma=config.gamma
+            )
+        case kind:
+            return preference_loss(
+                chosen,
+                rejected,
+                reference[:, 0],
+                reference[:, 1],
+                kind=kind,
+                beta=config.beta,
+                label_smoothing=config.label_smoothing,
+                tau=config.tau,
+                divergence=config.divergence,
+                alpha=config.alpha,
+                mask=mask,
+            )
+
+
+def _check(
+    batch: PreferenceBatch,
+    ref_params: Params | None,
+    reference: Array | None,
+    ref_apply_fn: ApplyFn | None,
+    config: PreferenceConfig,
+    axis_name: str | None,
+) -> None:
+    given, wrong = (ref_params is not None, reference is not None), None
+    shape = (*batch.weight.shape, 1)[:2] + (2,)
+    if config.kind in REFERENCE_FREE and any(given):
+        wrong = f"kind = {config.kind!r} has no reference, expected none"
+    elif config.kind not in REFERENCE_FREE and not any(given):
+        wrong = f"kind = {config.kind!r}, expected ref_params or reference"
+    elif all(given):
+        wrong = "both ref_params and reference, expected one of them"
+    elif ref_params is not None and ref_apply_fn is None:
+        wrong = "ref_params without ref_apply_fn, expected both"
+    elif reference is not None and reference.shape != shape:
+        wrong = f"reference of shape {reference.shape}, expected {shape}"
+    elif config.kind in OF_RANKS and axis_name is not None:
+        wrong = (
+            f"kind = {config.kind!r} over the devices of {axis_name!r}, expected one "
+            "device or a mesh: it ranks the pairs of the whole batch"
+        )
+    if wrong:
+        raise ValueError(f"preference_step: {wrong}")

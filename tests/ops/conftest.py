@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ops import preference_oracles
 from ops.loops import each, lse, mean, softmax, variance
 from ops.policy_oracles import POLICY_ORACLES
 
@@ -191,6 +192,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     ),
     "pairwise_accuracy": lambda c, r: each(lambda i: float(c[i] > r[i]), c),
     **POLICY_ORACLES,
+    **preference_oracles.oracles(),
 }
 
 

@@ -56,6 +56,24 @@ def with_ranks(rng: Rng) -> Args:
     return rng.normal(size=(B, K)), ranks
 
 
+def with_masks(rng: Rng) -> Args:
+    """The log-probs of one side of pairs, the mask of the other side and its own."""
+    return rng.normal(size=(B, T)), rng.random((B, T + 1)) < 0.6, random_mask(rng)
+
+
+def some_pairs(rng: Rng) -> Args:
+    return *floats(*[(B,)] * 4)(rng), np.arange(B) != rng.integers(B)
+
+
+def negative(rng: Rng) -> Args:
+    """As the log of a probability is."""
+    return tuple(-0.1 - rng.random(B) for _ in range(2))
+
+
+def with_labels(rng: Rng) -> Args:
+    return *floats((B,), (B,))(rng), rng.random(B) < 0.5
+
+
 def kl_coefs(rng: Rng) -> Args:
     return np.asarray(rng.uniform(0.1, 0.3)), np.asarray(rng.uniform(5.0, 7.0))
 
@@ -85,6 +103,10 @@ def under_next_mask(student, teacher, mask):
 
 def under_mask_with_scores(scores, logprobs, ref, mask):
     return ~mask.any(axis=1), ~mask, ~mask, None
+
+
+def under_last_mask(logprobs, other_mask, mask):
+    return ~mask, None, None
 
 
 def negative_ranks(scores, ranks):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ops.policy_rows import POLICY_ROWS
+from ops.preference_oracles import BETA, PREFERENCES, REFERENCE_FREE, UNPAIRED
 from ops.rows import (
     BT,
     Args,
@@ -21,12 +22,17 @@ from ops.rows import (
     V,
     floats,
     kl_coefs,
+    negative,
     negative_ranks,
     no_mask,
+    some_pairs,
+    under_last_mask,
     under_mask,
     under_mask_with_scores,
     with_ints,
+    with_labels,
     with_mask,
+    with_masks,
     with_ranks,
 )
 
@@ -48,7 +54,12 @@ group_row = lambda scale: Row(
     partial(ops.group_advantages, group_size=B, scale=scale), floats((B,))
 )
 preference_row = lambda **options: Row(
-    partial(ops.preference_loss, beta=0.7, **options), floats(*[(B,)] * 4)
+    partial(ops.preference_loss, beta=BETA, **options), floats(*[(B,)] * 4)
+)
+masked_preference_row = lambda kind: Row(
+    lambda *a: ops.preference_loss(*a[:4], mask=a[4], beta=BETA, kind=kind),
+    some_pairs,
+    under_mask,
 )
 
 
@@ -125,9 +136,30 @@ ROWS = {
         partial(ops.binary_reward, kind="probability"), floats((B, 2))
     ),
     "pairwise_accuracy": Row(ops.pairwise_accuracy, floats((B,), (B,))),
-    "preference_loss[dpo]": preference_row(kind="dpo"),
-    "preference_loss[cdpo]": preference_row(kind="dpo", label_smoothing=0.2),
-    "preference_loss[ipo]": preference_row(kind="ipo"),
+    "preference_loss[masked]": masked_preference_row("dpo"),
+    "preference_loss[aot, masked]": masked_preference_row("aot"),
+    **{f"preference_loss[{n}]": preference_row(**o) for n, o in PREFERENCES.items()},
+    **{
+        f"reference_free_loss[{n}]": Row(
+            partial(ops.reference_free_loss, beta=BETA, **o), negative
+        )
+        for n, o in REFERENCE_FREE.items()
+    },
+    **{
+        f"unpaired_loss[{n}]": Row(
+            partial(ops.unpaired_loss, beta=BETA, **o), with_labels
+        )
+        for n, o in UNPAIRED.items()
+    },
+    "length_desensitized_logps": Row(
+        lambda x, other, mask: ops.length_desensitized_logps(x, mask, other, alpha=0.3),
+        with_masks,
+        under_last_mask,
+    ),
+    "on_policy_weight": Row(ops.on_policy_weight, with_mask(BT, BT), under_mask),
+    "token_log_collision": Row(
+        partial(ops.token_log_collision, temperature=0.7), floats((B, T, V))
+    ),
     "implicit_reward": Row(partial(ops.implicit_reward, beta=0.7), floats((B,), (B,))),
     **POLICY_ROWS,
 }

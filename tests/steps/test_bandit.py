@@ -1,4 +1,8 @@
-"""A known truth: PPO with a KL leash must find π* ∝ π_ref · exp(r/β)."""
+"""A known truth: what holds a policy with a KL leash must find π* ∝ π_ref · exp(r/β).
+
+PPO from rewards; DPO from preferences that follow them; its relatives what they have
+in place of π*.
+"""
 
 import functools
 
@@ -13,13 +17,19 @@ from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
     KLConfig,
     PPOConfig,
+    PreferenceConfig,
     create_policy_state,
+    create_state,
     experience_step,
     policy_step,
+    preference_step,
+    reference_logps,
     sample_step,
 )
+from rlhf_jax.types import PreferenceBatch
 
 ARMS, ROWS, ITERATIONS = 8, 2048, 150
+UPDATES = 600  # of preference optimisation, all pairs each
 
 
 def _train(beta, rewards, reference):
@@ -80,3 +90,105 @@ def test_ppo_reaches_the_optimum_in_closed_form(beta):
     best = beta * jax.nn.logsumexp(log_ref + rewards / beta)
     assert float(state.params["values"][0]) == pytest.approx(float(best), abs=0.02)
     np.testing.assert_allclose(found.sum(), 1, rtol=1e-5)
+
+
+def _every_pair(wins):
+    """All pairs of arms, both ways round, as often as wins [i, j] says i won."""
+    chosen, rejected = np.nonzero(~np.eye(ARMS, dtype=bool))
+    rows = lambda arms: token_batch(
+        [[0, arm] for arm in arms], mask=[[False, True] for _ in arms]
+    )
+    n = len(chosen)
+    return PreferenceBatch(
+        rows(chosen),
+        rows(rejected),
+        margin=jnp.zeros(n),
+        weight=jnp.asarray(wins[chosen, rejected], jnp.float32),
+        annotator=jnp.full(n, -1),
+    )
+
+
+def _prefer(config, wins, reference):
+    """The policy that all pairs, in expectation, make of the reference."""
+    pairs = _every_pair(wins)
+    ref = reference_logps(reference, pairs, ref_apply_fn=tabular_policy)
+    schedule = optax.linear_schedule(0.1, 0.0, UPDATES)
+    state = create_state(tabular_policy, reference, optax.adam(schedule))
+    update = lambda state, _: (
+        preference_step(state, pairs, reference=ref, config=config)[0],
+        None,
+    )
+    scan = jax.jit(lambda state: jax.lax.scan(update, state, length=UPDATES)[0])
+    return jax.nn.softmax(scan(state).params["logits"][0])
+
+
+def _bandit():
+    """(reference, its probabilities, rewards, wins [i, j] by Bradley–Terry)."""
+    reference = tabular_params(jax.random.key(1), ARMS)
+    log_ref = np.asarray(jax.nn.log_softmax(reference["logits"][0]), np.float64)
+    rewards = np.random.default_rng(0).uniform(-1, 1, ARMS)
+    wins = 1 / (1 + np.exp(rewards[None, :] - rewards[:, None]))
+    return reference, np.exp(log_ref), rewards, wins
+
+
+def _assert_reached(found, optimum, start):
+    distance = lambda p: 0.5 * float(np.abs(np.asarray(p) - optimum).sum())
+    assert distance(start) > 0.1  # there was something to learn
+    assert distance(found) < 0.03, f"total variation {distance(found):.4f}"
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.0])
+def test_dpo_reaches_the_optimum_in_closed_form(beta):
+    reference, start, rewards, wins = _bandit()
+    found = _prefer(PreferenceConfig(beta=beta), wins, reference)
+    optimum = start * np.exp(rewards / beta)
+    _assert_reached(found, optimum / optimum.sum(), start)
+
+
+def test_robust_dpo_reaches_it_from_labels_of_which_some_are_flipped():
+    reference, start, rewards, wins = _bandit()
+    flipped = 0.8 * wins + 0.2 * wins.T
+    of = lambda kind, eps: _prefer(
+        PreferenceConfig(kind=kind, beta=0.3, label_smoothing=eps), flipped, reference
+    )
+    optimum = start * np.exp(rewards / 0.3)
+    optimum /= optimum.sum()
+    _assert_reached(of("robust", 0.2), optimum, start)
+    assert 0.5 * np.abs(of("dpo", 0.0) - optimum).sum() > 0.03  # which is fooled
+
+
+def test_ipo_reaches_its_own_optimum():
+    # π ∝ π_ref exp(p/τ), p the share of wins over an arm drawn at random: eq. 7 of its
+    # paper with Ψ = identity and pairs drawn evenly.
+    reference, start, _, wins = _bandit()
+    config = PreferenceConfig(kind="ipo", beta=0.1)
+    optimum = start * np.exp(wins.mean(axis=1) / config.beta)
+    _assert_reached(_prefer(config, wins, reference), optimum / optimum.sum(), start)
+
+
+# Where f′(u) = x: u, for the optimum π = π_ref u(r/β − λ), and the largest x there is.
+INVERSES = {
+    "forward_kl": (lambda x: -1 / x, 0.0),
+    "js": (lambda x: np.exp(x) / (2 - np.exp(x)), np.log(2)),
+    "alpha": (lambda x: (1 - x / 2) ** -2, 2.0),
+}
+
+
+@pytest.mark.parametrize("divergence", INVERSES)
+def test_dpo_of_a_divergence_reaches_that_divergence_s_optimum(divergence):
+    beta = 0.3
+    reference, start, rewards, wins = _bandit()
+    inverse, largest = INVERSES[divergence]
+    low, high = rewards.max() / beta - largest + 1e-9, 1e3
+    for _ in range(100):  # λ for which π sums to 1
+        middle = (low + high) / 2
+        total = np.sum(start * inverse(rewards / beta - middle))
+        low, high = (middle, high) if total > 1 else (low, middle)
+    optimum = start * inverse(rewards / beta - low)
+    np.testing.assert_allclose(optimum.sum(), 1, rtol=1e-6)
+    config = PreferenceConfig(beta=beta, divergence=divergence)
+    found = _prefer(config, wins, reference)
+    _assert_reached(found, optimum, start)
+    kl_optimum = start * np.exp(rewards / beta)
+    kl_optimum /= kl_optimum.sum()
+    assert 0.5 * np.abs(found - kl_optimum).sum() > 0.06

@@ -96,7 +96,7 @@ def oracle(kind, logits, ref_logits, pairs):
         delta = chosen - logp(ref_logits, pairs.chosen, b)
         delta -= rejected - logp(ref_logits, pairs.rejected, b)
         win = 1 / (1 + np.exp(-config.beta * delta))
-        eps = config.label_smoothing
+        eps = config.label_smoothing or 0.0
         loss = -(1 - eps) * np.log(win) - eps * np.log(1 - win)
         if kind == "ipo":
             loss = (delta - 1 / (2 * config.beta)) ** 2
