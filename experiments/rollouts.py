@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from experiments.runs import PretrainedConfig, split_params
-from experiments.stages import Stage, load_stage
+from experiments.stages import Stage, choose_label, load_stage
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import (
     ActorCritic,
@@ -58,11 +58,16 @@ class Networks(NamedTuple):
 
 
 def load_reward(
-    reward: str, kind: ScoreKind, policy: Stage, pretrained: PretrainedConfig
+    reward: str,
+    kind: ScoreKind,
+    policy: Stage,
+    pretrained: PretrainedConfig,
+    label: str | None = None,
 ) -> Stage | RewardFunction:
     """A reward model that reads the policy's tokens, or a function of texts.
 
-    Adapters that were trained on this policy share its arrays.
+    Adapters that were trained on this policy share its arrays. ``label`` says which
+    output of a classifier is the reward; our own have bad and good.
     """
     if ":" in reward:
         return load_reward_function(reward)
@@ -74,14 +79,13 @@ def load_reward(
             f"--reward {reward}: its tokenizer is not the policy's; train the reward "
             "model with --policy, so that both read the same tokens"
         )
-    expected = 1 if kind == "score" else 2
-    if judge.num_outputs != expected:
+    if (judge.num_outputs == 1) != (kind == "score"):
         raise UserError(
             f"--reward-kind {kind}: the reward model {reward} has {judge.num_outputs} "
-            f"outputs, expected {expected}; a scalar model's reward is its score, a "
-            "binary one's its logit or probability"
+            f"outputs, expected {'1' if kind == 'score' else '2 or more'}; a scalar "
+            "model's reward is its score, a classifier's its logit or probability"
         )
-    return judge
+    return judge if kind == "score" else choose_label(judge, label)
 
 
 def make_networks(
@@ -170,6 +174,12 @@ def decode(tokenizer: Any, rollout: Rollout) -> tuple[list[str], list[str]]:
     return texts(asked), texts(batch.mask)
 
 
+def response_ids(rollout: Rollout) -> list[list[int]]:
+    """Token ids of the responses, their end tokens among them."""
+    batch = jax.device_get(rollout.batch)
+    return [row[m].tolist() for row, m in zip(batch.tokens, batch.mask, strict=True)]
+
+
 def make_scorer(
     reward: Stage | RewardFunction,
     params: Params,
@@ -184,21 +194,33 @@ def make_scorer(
     if not isinstance(reward, Stage):
 
         def score_texts(rollout: Rollout) -> Array:
-            texts = decode(tokenizer, unshard(rollout))
-            return shard(call_reward_function(reward, *texts), devices)
+            whole = unshard(rollout)
+            columns = {"completion_ids": response_ids(whole)}
+            scores = call_reward_function(reward, *decode(tokenizer, whole), columns)
+            return shard(scores, devices)
 
         return score_texts
 
     score_fn = score_apply(reward.model, num_outputs=reward.num_outputs)
-    step = functools.partial(score_step, score_fn=score_fn, kind=kind)
+    step = functools.partial(
+        score_step, score_fn=score_fn, kind=kind, label=reward.label
+    )
     mapped = data_parallel(step, devices, in_axes=(None, 0), out_axes=0)
     return lambda rollout: mapped(params, rollout.batch)
 
 
-def score_step(params, batch, *, score_fn: ScoreFn, kind: ScoreKind, axis_name=None):
+def score_step(
+    params,
+    batch,
+    *,
+    score_fn: ScoreFn,
+    kind: ScoreKind,
+    label: int = 1,
+    axis_name=None,
+):
     """Scores of the learned reward; rows are independent of one another."""
     del axis_name
-    return learned_reward(score_fn, params, batch, kind=kind)
+    return learned_reward(score_fn, params, batch, kind=kind, label=label)
 
 
 class Sampled(NamedTuple):

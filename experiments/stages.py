@@ -16,7 +16,7 @@ from rlhf_jax import checkpoint
 from rlhf_jax.data import load_tokenizer, save_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import TransformerConfig
-from rlhf_jax.models.hf import Kind, load_pretrained, resolve
+from rlhf_jax.models.hf import Kind, label_names, load_pretrained, resolve
 from rlhf_jax.models.lora import LoraConfig, apply, merge
 from rlhf_jax.rundir import load_json, save_json
 from rlhf_jax.types import Params
@@ -39,6 +39,8 @@ class Stage:
     hf_config: dict[str, Any] | None  # config.json, where it began as transformers'
     adapters: Params | None = None  # with the head, where that was trained, too
     lora: LoraConfig | None = None
+    labels: tuple[str, ...] = ("bad", "good")  # of a reward model with several outputs
+    label: int = 1  # the one that is the reward
 
     def whole(self) -> Params:
         """Parameters with their adapters; nothing is copied."""
@@ -147,6 +149,27 @@ def load_stage(
     )
 
 
+def choose_label(judge: Stage, label: str | None) -> Stage:
+    """The classifier with the output that is the reward, by its label's name or index.
+
+    Without a choice it is good, where there is no other than bad.
+    """
+    labels = judge.labels
+    if label is None and labels == ("bad", "good"):
+        index = 1
+    elif label in labels:
+        index = labels.index(label)
+    elif label is not None and label.isdecimal() and int(label) < len(labels):
+        index = int(label)
+    else:
+        names = ", ".join(f"{i} ({name})" for i, name in enumerate(labels))
+        raise UserError(
+            f"--reward-label {label}: which label of {judge.source} is the reward? "
+            f"expected one of {names}, by name or index"
+        )
+    return dataclasses.replace(judge, label=index)
+
+
 def load_policy(path: Path | None, pretrained: PretrainedConfig) -> Stage | None:
     """The policy that --policy names, its own adapters merged; None for none."""
     if path is None:
@@ -164,15 +187,17 @@ def _load_hf(path: Path, kind: Kind, option: str, config: PretrainedConfig) -> S
             f"(no {MODEL_FILE}) nor a checkpoint of transformers: {error}"
         ) from error
     tokenizer = load_tokenizer(folder)
+    labels = label_names(found.hf_config) if kind == "reward" else ()
     return Stage(
         model=found.config,
         tokenizer=tokenizer,
         params=found.params,
-        num_outputs=0 if kind == "policy" else 1,
+        num_outputs=len(labels),
         source=str(path.resolve()) if path.is_dir() else str(path),
         base=None,
         stop_ids=_stop_ids(folder, tokenizer),
         hf_config=found.hf_config,
+        labels=labels,
     )
 
 

@@ -34,15 +34,20 @@ from rlhf_jax.ops.preference_weights import (
     on_policy_weight,
     token_log_collision,
 )
+from rlhf_jax.ops.process_loss import process_reward_loss
 from rlhf_jax.ops.reduction import loss_weights
 from rlhf_jax.ops.reference_free_loss import reference_free_loss
+from rlhf_jax.ops.reward_ensemble import ensemble_disagreement, ensemble_reward
 from rlhf_jax.ops.reward_loss import (
     binary_reward,
     binary_reward_loss,
+    centering_loss,
     choice_reward_loss,
+    label_reward,
     pairwise_accuracy,
     pairwise_reward_loss,
     ranking_reward_loss,
+    regression_reward_loss,
 )
 from rlhf_jax.ops.supervised_loss import supervised_loss
 from rlhf_jax.ops.unpaired_loss import unpaired_loss
@@ -55,10 +60,13 @@ __all__ = [
     "best_of_n_kl",
     "binary_reward",
     "binary_reward_loss",
+    "centering_loss",
     "choice_reward_loss",
     "cispo_loss",
     "discounted_returns",
     "distillation_loss",
+    "ensemble_disagreement",
+    "ensemble_reward",
     "expected_best_of",
     "explained_variance",
     "fused_token_logprobs",
@@ -70,21 +78,24 @@ __all__ = [
     "informative_groups",
     "kl_estimate",
     "kl_penalized_rewards",
+    "label_reward",
     "leave_one_out_advantages",
+    "length_desensitized_logps",
     "loss_weights",
     "min_p_mask",
-    "overlong_penalty",
-    "length_desensitized_logps",
     "on_policy_weight",
+    "overlong_penalty",
     "pairwise_accuracy",
     "pairwise_reward_loss",
     "policy_gradient_loss",
     "ppo_loss",
     "preference_loss",
+    "process_reward_loss",
     "ranking_reward_loss",
     "ratio_metrics",
-    "remax_advantages",
     "reference_free_loss",
+    "regression_reward_loss",
+    "remax_advantages",
     "scale_by_temperature",
     "supervised_loss",
     "token_entropy",

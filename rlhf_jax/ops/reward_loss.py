@@ -40,6 +40,52 @@ def pairwise_reward_loss(
     return jax.nn.softplus(-lead)
 
 
+def centering_loss(
+    chosen_scores: Array, rejected_scores: Array, *, coef: float = 0.01
+) -> Array:
+    """Keeps the scores of a pair around 0: coef · (s_chosen + s_rejected)².
+
+    Eisenstein et al. 2023, arXiv:2312.09244, eq. 2: added to ``pairwise_reward_loss``,
+    which sees differences only and leaves a constant a prompt open. TRL's
+    ``center_rewards_coefficient`` is the same.
+
+    Args:
+      chosen_scores: [B] float, of the preferred completions.
+      rejected_scores: [B] float.
+      coef: weight beside the pairwise loss, 1/score².
+
+    Returns:
+      [B] float32. No mask: pairs are independent of one another.
+
+    >>> centering_loss(jnp.array([1.0]), jnp.array([2.0]), coef=0.5).tolist()
+    [4.5]
+    """
+    chex.assert_rank([chosen_scores, rejected_scores], 1)
+    chex.assert_equal_shape([chosen_scores, rejected_scores])
+    total = chosen_scores.astype(jnp.float32) + rejected_scores.astype(jnp.float32)
+    return coef * jnp.square(total)
+
+
+def regression_reward_loss(scores: Array, targets: Array) -> Array:
+    """Squared error of a reward model that is told its scores: (s − y)².
+
+    Wang et al. 2024 (HelpSteer2), arXiv:2406.08673.
+
+    Args:
+      scores: [B] float.
+      targets: [B] float, what people gave, in score units.
+
+    Returns:
+      [B] float32 score². No mask: rows are independent of one another.
+
+    >>> regression_reward_loss(jnp.array([1.0]), jnp.array([3.0])).tolist()
+    [4.0]
+    """
+    chex.assert_rank([scores, targets], 1)
+    chex.assert_equal_shape([scores, targets])
+    return jnp.square(scores.astype(jnp.float32) - targets.astype(jnp.float32))
+
+
 def ranking_reward_loss(scores: Array, ranks: Array) -> Array:
     """Plackett–Luce negative log-likelihood of a ranking, ties allowed.
 
@@ -144,15 +190,45 @@ def binary_reward(
     [2.0]
     """
     chex.assert_shape(logits, (None, 2))
+    return label_reward(logits, label=1, kind=kind)
+
+
+def label_reward(
+    logits: Array, *, label: int, kind: Literal["logit", "probability"] = "logit"
+) -> Array:
+    """The reward that a classifier gives for a label: z_l, or p_l = e^z_l / Σⱼ e^zⱼ.
+
+    No reference. The logit of "not hate" is TRL's reward for detoxification.
+
+    Args:
+      logits: [B, N] float, N ≥ 2 labels.
+      label: l, which of them is good; 0 … N - 1.
+      kind: "logit" for z_l (unbounded), "probability" for p_l (between 0 and 1).
+
+    Returns:
+      [B] float32. No mask: rows are independent of one another.
+
+    Raises:
+      ValueError: if kind is neither, or there is no such label.
+
+    >>> label_reward(jnp.zeros((1, 4)), label=2, kind="probability").tolist()
+    [0.25]
+    """
+    chex.assert_rank(logits, 2)
+    count = logits.shape[1]
+    if not 0 <= label < count:
+        raise ValueError(f"label_reward: label = {label}, expected 0 … {count - 1}")
     logits = logits.astype(jnp.float32)
     match kind:
         case "logit":
-            return logits[:, 1]
+            return logits[:, label]
         case "probability":
-            return jax.nn.sigmoid(logits[:, 1] - logits[:, 0])
+            others = [i for i in range(count) if i != label]
+            rest = jax.nn.logsumexp(logits[:, jnp.array(others)], axis=1)
+            return jax.nn.sigmoid(logits[:, label] - rest)
         case _:
             raise ValueError(
-                f"binary_reward: kind = {kind!r}, expected logit or probability"
+                f"label_reward: kind = {kind!r}, expected logit or probability"
             )
 
 

@@ -1,23 +1,28 @@
 """Rewards computed by Python functions on text: r(x, y) on the host."""
 
+import functools
 import importlib
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.rewards.calls import arguments, call_all, function_name
 
-RewardFunction = Callable[..., Sequence[float]]
+RewardFunction = Callable[..., Any]
+Columns = Mapping[str, Sequence[Any]]
 
 
 def load_reward_function(name: str) -> RewardFunction:
     """Imports ``module:function``. No reference.
 
-    The function is called as ``f(prompts=[...], completions=[...])`` with strings and
-    returns one number a completion.
+    The function is called as ``f(prompts=[...], completions=[...], **columns)``, with
+    texts and the data's other columns, and returns one number a completion, see
+    ``call_reward_function``.
 
     Raises:
       UserError: no such module or function.
@@ -37,28 +42,92 @@ def load_reward_function(name: str) -> RewardFunction:
 
 
 def call_reward_function(
-    function: RewardFunction, prompts: list[str], completions: list[str]
+    function: RewardFunction,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Columns | None = None,
+    *,
+    timeout: float | None = None,
+    batch_size: int | None = None,
 ) -> np.ndarray:
     """Calls a reward function and checks what it returns. No reference.
 
+    Its arguments are those of TRL: by keyword, ``**kwargs`` gets every column, and a
+    function without it those that its signature names. ``async def`` is awaited.
+
     Args:
-      function: ``(prompts, completions) -> B finite numbers``, called by keyword.
+      function: ``(prompts, completions, **columns) -> B finite numbers``.
       prompts: B texts.
       completions: B texts.
+      columns: {name: B values}, such as the answers; ``completion_ids`` are by custom
+        the token ids of the completions.
+      timeout: seconds for each call; it then runs in a thread. A function that is late
+        is left behind there: threads cannot be killed. None waits for ever.
+      batch_size: rows a call, one call after another; None: all at once.
 
     Returns:
       [B] float32.
 
     Raises:
-      UserError: not a sequence of B finite numbers; names function, row and value.
-        Nothing is broadcast or cast.
+      UserError: not a sequence of B finite numbers (None, which says that a function
+        does not apply, is for ``combine_rewards``), a column that is not there, no
+        answer in time; names function, row and value. Nothing is broadcast or cast.
 
-    >>> length = lambda prompts, completions: [len(c) for c in completions]
-    >>> call_reward_function(length, ["a"], ["bcd"])
-    array([3.], dtype=float32)
+    >>> right = lambda completions, answer: [float(x == y) for x, y in
+    ...     zip(completions, answer)]
+    >>> call_reward_function(right, ["1+1="] * 2, ["2", "3"], {"answer": ["2", "2"]})
+    array([1., 0.], dtype=float32)
     """
-    name = getattr(function, "__name__", type(function).__name__)
-    scores = function(prompts=prompts, completions=completions)
+    name = function_name(function)
+    scores = score_table(
+        {name: function},
+        prompts,
+        completions,
+        columns,
+        timeout=timeout,
+        batch_size=batch_size,
+    )[name]
+    if np.isnan(scores).any():
+        row = int(np.isnan(scores).argmax())
+        raise UserError(
+            f"reward function {name}, row {row}: score None of "
+            f"{completions[row][:60]!r}: expected a finite number; None says that the "
+            "function does not apply, which only a weighted sum of several leaves out"
+        )
+    return scores
+
+
+def score_table(
+    functions: Mapping[str, RewardFunction],
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Columns | None,
+    *,
+    timeout: float | None,
+    batch_size: int | None,
+) -> dict[str, np.ndarray]:
+    """{name: [B] float32, NaN for None} of several functions, a batch at a time."""
+    given: Columns = {"prompts": prompts, "completions": completions, **(columns or {})}
+    _check_rows(given, columns or {}, timeout, batch_size)
+    count = len(completions)
+    found: dict[str, list[float]] = {name: [] for name in functions}
+    for start in range(0, max(count, 1), batch_size or max(count, 1)):
+        rows = slice(start, min(start + (batch_size or count), count))
+        batch = {name: list(values[rows]) for name, values in given.items()}
+        calls = {
+            name: functools.partial(f, **arguments(f, name, batch))
+            for name, f in functions.items()
+        }
+        shown = f"rows {start} to {rows.stop - 1}"
+        for name, scores in call_all(calls, timeout=timeout, rows=shown).items():
+            found[name] += _checked(name, scores, batch["completions"], start)
+    return {name: np.asarray(scores, np.float32) for name, scores in found.items()}
+
+
+def _checked(
+    name: str, scores: Any, completions: Sequence[str], start: int
+) -> list[float]:
+    """The scores of a batch that begins with row ``start``, NaN for None."""
     if isinstance(scores, np.ndarray | jax.Array):
         scores = scores.tolist()
     expected = f"expected a list of {len(completions)} finite numbers"
@@ -71,9 +140,30 @@ def call_reward_function(
             f"reward function {name} returned {len(scores)} scores: {expected}"
         )
     for row, score in enumerate(scores):
+        if score is None:
+            continue
         if not isinstance(score, numbers.Real) or not math.isfinite(score):
             raise UserError(
-                f"reward function {name}, row {row}: score {score!r} of "
+                f"reward function {name}, row {start + row}: score {score!r} of "
                 f"{completions[row][:60]!r}: {expected}"
             )
-    return np.asarray(scores, np.float32)
+    return [math.nan if score is None else float(score) for score in scores]
+
+
+def _check_rows(
+    given: Columns, columns: Columns, timeout: float | None, batch_size: int | None
+) -> None:
+    for name in ("prompts", "completions"):
+        if name in columns:
+            raise UserError(f"column {name!r}: the texts have that name; rename it")
+    count = len(given["completions"])
+    for name, values in given.items():
+        if len(values) != count:
+            raise UserError(
+                f"column {name!r} has {len(values)} values: expected one a completion, "
+                f"{count}"
+            )
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size = {batch_size}: expected 1 or more, or none")
+    if timeout is not None and not timeout > 0:
+        raise UserError(f"timeout = {timeout}: expected more than 0 s, or none")

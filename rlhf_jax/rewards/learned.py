@@ -1,11 +1,12 @@
 """Scores of a learned reward model r(x, y)."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
 
 from rlhf_jax.masking import select_last
-from rlhf_jax.ops.reward_loss import binary_reward
+from rlhf_jax.ops.reward_loss import label_reward
 from rlhf_jax.types import Array, Params, ScoreFn, TokenBatch
 
 ScoreKind = Literal["score", "logit", "probability"]
@@ -36,21 +37,28 @@ def sequence_scores(score_fn: ScoreFn, params: Params, batch: TokenBatch) -> Arr
 
 
 def learned_reward(
-    score_fn: ScoreFn, params: Params, batch: TokenBatch, *, kind: ScoreKind = "score"
+    score_fn: ScoreFn,
+    params: Params,
+    batch: TokenBatch,
+    *,
+    kind: ScoreKind = "score",
+    label: int = 1,
 ) -> Array:
-    """One number a sequence: the scalar score, or the "good" logit or probability.
+    """One number a sequence: the scalar score, or the logit or probability of a label.
 
     Args:
-      score_fn: the reward network; one output for ``score``, two for the others.
+      score_fn: the reward network; one output for ``score``, one a label for the
+        others.
       params: its parameters.
       batch: [B, T] tokens, one sequence a row.
       kind: how the outputs become the reward.
+      label: the output that is good, not for ``score``; 1 of a good/bad classifier.
 
     Returns:
       [B] float32.
 
     Raises:
-      ValueError: the network's number of outputs does not fit the kind.
+      ValueError: the network's number of outputs does not fit kind or label.
 
     >>> two = lambda params, batch: jnp.zeros((*batch.tokens.shape, 2))
     >>> ones = jnp.ones((1, 3), int)
@@ -59,15 +67,45 @@ def learned_reward(
     Array([0.5], dtype=float32)
     """
     outputs = sequence_scores(score_fn, params, batch)
-    expected = 1 if kind == "score" else 2
-    if outputs.shape[-1] != expected:
+    if (outputs.shape[-1] == 1) != (kind == "score"):
+        expected = "1" if kind == "score" else "2 or more"
         raise ValueError(
             f"a reward of kind {kind!r} needs a network with {expected} outputs, "
             f"this one has {outputs.shape[-1]}"
         )
     if kind == "score":
         return jnp.squeeze(outputs, -1)
-    return binary_reward(outputs, kind=kind)
+    return label_reward(outputs, label=label, kind=kind)
+
+
+def ensemble_scores(
+    models: Sequence[tuple[ScoreFn, Params]],
+    batch: TokenBatch,
+    *,
+    kind: ScoreKind = "score",
+    label: int = 1,
+) -> Array:
+    """Scores of several reward models, for ``ops.ensemble_reward``. No reference.
+
+    Args:
+      models: M networks with their parameters, all with the same tokens.
+      batch: [B, T] tokens, one sequence a row.
+      kind: see ``learned_reward``.
+      label: see ``learned_reward``.
+
+    Returns:
+      [M, B] float32.
+
+    >>> last = lambda params, batch: params * batch.positions[..., None]
+    >>> ones = jnp.ones((1, 3), int)
+    >>> batch = TokenBatch(ones, ones, jnp.arange(3)[None], ones == 1)
+    >>> ensemble_scores([(last, 1.0), (last, 2.0)], batch).tolist()
+    [[2.0], [4.0]]
+    """
+    rewards = [
+        learned_reward(*model, batch, kind=kind, label=label) for model in models
+    ]
+    return jnp.stack(rewards)
 
 
 def normalize_scores(params: Params, scores: Array) -> Params:

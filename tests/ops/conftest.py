@@ -143,6 +143,21 @@ def choice(scores, index):
     return np.array([lse(s) - s[i] for s, i in zip(scores, index, strict=True)])
 
 
+def process(scores, labels, mask):
+    def at(i):
+        p = 1 / (1 + np.exp(-scores[i]))
+        terms = -labels[i] * np.log(p) - (1 - labels[i]) * np.log(1 - p)
+        return terms if mask[i] else 0.0
+
+    return each(at, mask)
+
+
+def ensemble(scores, *, deviation=0.0, spread=0.0):
+    """Scores [B, M]."""
+    rows = [(mean(s), variance(s)) for s in scores]
+    return np.array([m - deviation * np.sqrt(v) - spread * v for m, v in rows])
+
+
 def whiten(x, mask, *, shift_mean):
     mu, sigma = mean(x[mask]), np.sqrt(variance(x[mask]) + 1e-8)
     back = 0.0 if shift_mean else mu
@@ -189,6 +204,20 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "binary_reward[logit]": lambda logits: logits[:, 1],
     "binary_reward[probability]": lambda logits: np.array(
         [softmax(z)[1] for z in logits]
+    ),
+    "label_reward[logit]": lambda logits: logits[:, 0],
+    "label_reward[probability]": lambda logits: np.array(
+        [softmax(z)[2] for z in logits]
+    ),
+    "centering_loss": lambda c, r: each(lambda i: 0.3 * (c[i] + r[i]) ** 2, c),
+    "regression_reward_loss": lambda s, y: each(lambda i: (s[i] - y[i]) ** 2, s),
+    "process_reward_loss": process,
+    "ensemble_reward[mean]": ensemble,
+    "ensemble_reward[minimum]": lambda scores: np.array([min(s) for s in scores]),
+    "ensemble_reward[std]": partial(ensemble, deviation=0.5),
+    "ensemble_reward[variance]": partial(ensemble, spread=0.5),
+    "ensemble_disagreement": lambda scores: np.array(
+        [np.sqrt(variance(s)) for s in scores]
     ),
     "pairwise_accuracy": lambda c, r: each(lambda i: float(c[i] > r[i]), c),
     **POLICY_ORACLES,

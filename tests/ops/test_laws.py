@@ -63,6 +63,10 @@ masked_preference_row = lambda kind: Row(
 )
 
 
+# Columns are rows of the batch; the laws permute the first axis.
+ensemble_row = lambda **options: Row(
+    lambda s: ops.ensemble_reward(s.T, **options), floats((B, K))
+)
 UNEMBED = np.eye(V) - 0.5 * np.eye(V, k=1)
 
 
@@ -134,6 +138,20 @@ ROWS = {
     "binary_reward[logit]": Row(ops.binary_reward, floats((B, 2))),
     "binary_reward[probability]": Row(
         partial(ops.binary_reward, kind="probability"), floats((B, 2))
+    ),
+    "label_reward[logit]": Row(partial(ops.label_reward, label=0), floats((B, K))),
+    "label_reward[probability]": Row(
+        partial(ops.label_reward, label=2, kind="probability"), floats((B, K))
+    ),
+    "centering_loss": Row(partial(ops.centering_loss, coef=0.3), floats((B,), (B,))),
+    "regression_reward_loss": Row(ops.regression_reward_loss, floats((B,), (B,))),
+    "process_reward_loss": Row(ops.process_reward_loss, with_mask(BT, BT), under_mask),
+    "ensemble_reward[mean]": ensemble_row(kind="mean"),
+    "ensemble_reward[minimum]": ensemble_row(kind="minimum"),
+    "ensemble_reward[std]": ensemble_row(kind="mean_minus_std", coef=0.5),
+    "ensemble_reward[variance]": ensemble_row(kind="mean_minus_variance", coef=0.5),
+    "ensemble_disagreement": Row(
+        lambda s: ops.ensemble_disagreement(s.T), floats((B, K))
     ),
     "pairwise_accuracy": Row(ops.pairwise_accuracy, floats((B,), (B,))),
     "preference_loss[masked]": masked_preference_row("dpo"),

@@ -1,4 +1,6 @@
+import collections
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -9,10 +11,13 @@ import pytest
 from rlhf_jax.ops import (
     binary_reward,
     binary_reward_loss,
+    centering_loss,
     choice_reward_loss,
+    label_reward,
     pairwise_accuracy,
     pairwise_reward_loss,
     ranking_reward_loss,
+    regression_reward_loss,
 )
 
 
@@ -49,6 +54,56 @@ def test_margin_of_another_shape_is_refused():
 def test_accuracy_counts_a_tie_as_half_and_shows_nan():
     got = pairwise_accuracy(scores(2, 1, 0, np.nan), scores(1, 1, 1, 1))
     np.testing.assert_array_equal(got, [1.0, 0.5, 0.0, np.nan])
+
+
+def test_centering_looks_at_the_sum_of_a_pair():
+    # 0.5 · (1 + 2)², 0.5 · (-3 + 3)²: the lead does not matter.
+    loss = lambda c: centering_loss(c, scores(2, 3), coef=0.5)
+    assert loss(scores(1, -3)).tolist() == [4.5, 0.0]
+    gradient = jax.grad(lambda c: loss(c).sum())(scores(1, -3))
+    assert gradient.tolist() == [3.0, 0.0]
+
+
+def test_pair_margin_and_centering_are_those_of_trl():
+    torch = pytest.importorskip("torch", reason="the oracle of this test")
+    trainers = pytest.importorskip("trl.trainer.reward_trainer", reason="an oracle")
+    rng = np.random.default_rng(0)
+    numbers, margin = rng.normal(size=(2, 5)), rng.uniform(size=5)
+
+    logits = torch.tensor(numbers.reshape(-1, 1), requires_grad=True)
+    metric = collections.defaultdict(list)
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        args=SimpleNamespace(center_rewards_coefficient=0.3),
+        accelerator=SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x),
+        _total_train_tokens=0,
+        _metrics={"eval": metric},
+    )
+    expected = trainers.RewardTrainer.compute_loss(
+        trainer,
+        lambda **inputs: SimpleNamespace(logits=logits),
+        {"margin": torch.tensor(margin)},
+    )
+    expected.backward()
+
+    def ours(chosen, rejected):
+        pairwise = pairwise_reward_loss(chosen, rejected, margin=scores(*margin))
+        return (pairwise + centering_loss(chosen, rejected, coef=0.3)).mean()
+
+    loss, gradients = jax.value_and_grad(ours, argnums=(0, 1))(*map(jnp.array, numbers))
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate(gradients), logits.grad.numpy()[:, 0], rtol=1e-5, atol=1e-7
+    )
+
+
+# Numbers.
+
+
+def test_regression_by_hand():
+    loss = lambda s: regression_reward_loss(s, scores(0, 4))
+    assert loss(scores(3, 3.5)).tolist() == [9.0, 0.25]
+    assert jax.grad(lambda s: loss(s).sum())(scores(3, 3.5)).tolist() == [6.0, -1.0]
 
 
 # Rankings.
@@ -144,6 +199,26 @@ def test_binary_logits_have_two_classes():
         binary_reward(jnp.zeros((3, 1)))
     with pytest.raises(AssertionError):
         binary_reward_loss(jnp.zeros((3, 3)), jnp.zeros(3, int))
+
+
+def test_the_reward_of_a_label_by_hand():
+    # Weights 1, 2, 5: 1/8, 2/8, 5/8.
+    logits = jnp.log(jnp.array([[1.0, 2.0, 5.0]]))
+    share = [label_reward(logits, label=i, kind="probability").item() for i in range(3)]
+    np.testing.assert_allclose(share, [1 / 8, 2 / 8, 5 / 8], rtol=1e-6)
+    np.testing.assert_allclose(label_reward(logits, label=2), np.log([5]), rtol=1e-6)
+
+
+def test_probability_far_apart_is_stable():
+    logits = jnp.array([[1e4, 0.0, -1e4]])
+    rewards = [label_reward(logits, label=i, kind="probability") for i in range(3)]
+    assert [r.item() for r in rewards] == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_that_do_not_exist(label):
+    with pytest.raises(ValueError, match=f"label = {label}, expected 0 … 2"):
+        label_reward(jnp.zeros((1, 3)), label=label)
 
 
 def test_unknown_kind_of_reward():

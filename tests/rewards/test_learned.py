@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from toys import tabular_score, token_batch
 
-from rlhf_jax.rewards import learned_reward, normalize_scores
+from rlhf_jax.ops import ensemble_reward
+from rlhf_jax.rewards import ensemble_scores, learned_reward, normalize_scores
 
 BATCH = token_batch([[1, 2, 0], [0, 1, 2]], real=[[1, 1, 0], [0, 1, 1]])
 
@@ -21,6 +22,23 @@ def test_score_logit_and_probability():
     assert reward(two, "logit") == [3.0, 3.0]
     expected = 1 / (1 + np.exp(-2.0))
     assert reward(two, "probability") == pytest.approx([expected, expected])
+
+
+def test_the_reward_of_another_label():
+    three = {"scores": jnp.array([[0.0] * 3, [0.0] * 3, [-1.0, 2.0, 0.5]])}
+    reward = lambda **kw: learned_reward(tabular_score, three, BATCH, **kw).tolist()
+    assert reward(kind="logit", label=0) == [-1.0, -1.0]
+    share = np.exp(0.5) / np.exp([-1.0, 2.0, 0.5]).sum()
+    assert reward(kind="probability", label=2) == pytest.approx([share, share])
+    with pytest.raises(ValueError, match="label = 3"):
+        reward(kind="logit", label=3)
+
+
+def test_several_models_are_rows():
+    tables = [{"scores": jnp.array([[0.0], [0.0], [s]])} for s in (1.0, 2.0, 6.0)]
+    scores = ensemble_scores([(tabular_score, table) for table in tables], BATCH)
+    assert scores.tolist() == [[1.0, 1.0], [2.0, 2.0], [6.0, 6.0]]
+    assert ensemble_reward(scores, kind="minimum").tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(("outputs", "kind"), [(1, "logit"), (2, "score")])

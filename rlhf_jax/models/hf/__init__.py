@@ -4,7 +4,7 @@ from rlhf_jax.models.hf.adapters import load_adapters, save_adapters
 from rlhf_jax.models.hf.card import ModelCard
 from rlhf_jax.models.hf.families import FAMILIES
 from rlhf_jax.models.hf.files import resolve
-from rlhf_jax.models.hf.load import Kind, Pretrained, load_pretrained
+from rlhf_jax.models.hf.load import Kind, Pretrained, label_names, load_pretrained
 from rlhf_jax.models.hf.save import llama_config, save_pretrained
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Kind",
     "ModelCard",
     "Pretrained",
+    "label_names",
     "llama_config",
     "load_adapters",
     "load_pretrained",

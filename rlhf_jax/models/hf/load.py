@@ -85,8 +85,8 @@ def load_pretrained(
 
     Args:
       path_or_id: a local folder or a hub id; without a network, from the hub's cache.
-      kind: ``"policy"`` for a causal model, ``"reward"`` for a sequence classifier
-        with one label.
+      kind: ``"policy"`` for a causal model, ``"reward"`` for a sequence classifier,
+        with an output a label, see `label_names`.
       param_dtype: of the parameters, whatever the file has.
       dtype: of activations.
       remat: see `TransformerConfig`.
@@ -106,33 +106,40 @@ def load_pretrained(
     family, config = read_transformer_config(
         raw, param_dtype=param_dtype, dtype=dtype, remat=remat
     )
-    if kind == "reward" and _num_labels(raw) != 1:
-        raise UserError(
-            f"{folder}/config.json: {_num_labels(raw)} labels; expected a sequence "
-            "classifier with one, whose logit is the reward"
-        )
-    shapes = abstract_params(config, kind)
+    num_outputs = len(label_names(raw)) if kind == "reward" else 0
+    shapes = abstract_params(config, kind, num_outputs=num_outputs)
     files = open_tensors(folder)
     weights = checkpoint_weights(family, config, flatten(shapes))
     names = match_names(files, family, weights, flatten(shapes), config)
     leaves = _read_leaves(files, names, weights, flatten(shapes), flatten(shardings))
     if kind == "reward":
-        for name, leaf in score_extras(raw.get(OFFSET, 0.0)).items():
+        for name, leaf in score_extras(raw.get(OFFSET, 0.0), num_outputs).items():
             leaves[name] = jax.device_put(leaf, flatten(shardings).get(name))
     ordered = {name: leaves[name] for name in flatten(shapes)}
     return Pretrained(config, unflatten(ordered), raw)
 
 
-def abstract_params(config: TransformerConfig, kind: Kind = "policy") -> Params:
+def abstract_params(
+    config: TransformerConfig, kind: Kind = "policy", *, num_outputs: int = 1
+) -> Params:
     """Shapes and dtypes of the parameters, without making them."""
-    module = CausalLM(config) if kind == "policy" else ScoreModel(config)
+    module = CausalLM(config) if kind == "policy" else ScoreModel(config, num_outputs)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(functools.partial(init_params, module), key=key)
 
 
-def _num_labels(raw: Mapping[str, Any]) -> int:
-    """As transformers counts them: two where the file says nothing."""
-    return len(raw["id2label"]) if raw.get("id2label") else raw.get("num_labels", 2)
+def label_names(hf_config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the outputs of a sequence classifier stand for, by its config.json.
+
+    As transformers counts and names them: two where the file says nothing. No
+    reference.
+
+    >>> label_names({"id2label": {"0": "nothate", "1": "hate"}})
+    ('nothate', 'hate')
+    """
+    names = hf_config.get("id2label") or {}
+    count = len(names) or hf_config.get("num_labels", 2)
+    return tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(count))
 
 
 def match_names(

@@ -132,10 +132,10 @@ def score_offset(leaves: Leaves) -> float:
     return gain * bias + offset
 
 
-def score_extras(offset: float) -> dict[str, Any]:
-    """The leaves of a reward head that is one vector and a constant."""
+def score_extras(offset: float, num_outputs: int = 1) -> dict[str, Any]:
+    """The leaves of a reward head that is one vector an output and a constant."""
     return {
-        "score_head/bias": jnp.zeros((1,)),
+        "score_head/bias": jnp.zeros((num_outputs,)),
         "score_head/gain": jnp.ones(()),
         "score_head/offset": jnp.float32(offset),
     }

@@ -276,7 +276,7 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def torch_model(case: Case, kind: str = "policy") -> Any:
+def torch_model(case: Case, kind: str = "policy", *, labels: int = 1) -> Any:
     """transformers' model of a case, noise on every parameter, norms and biases too."""
     import torch
     from transformers import (
@@ -287,10 +287,9 @@ def torch_model(case: Case, kind: str = "policy") -> Any:
 
     torch.manual_seed(0)
     auto: Any = AutoModelForCausalLM
-    labels = {}
+    raw: Any = case.raw
     if kind == "reward":
-        auto, labels = AutoModelForSequenceClassification, {"num_labels": 1}
-    raw: Any = case.raw | labels
+        auto, raw = AutoModelForSequenceClassification, raw | {"num_labels": labels}
     config = AutoConfig.for_model(**raw)
     # "eager" is the only one that has soft-caps.
     model = auto.from_config(config, attn_implementation="eager").eval()

@@ -19,7 +19,13 @@ from models.hf.cases import (
 from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.hf import FAMILIES, Kind, load_pretrained, save_pretrained
+from rlhf_jax.models.hf import (
+    FAMILIES,
+    Kind,
+    label_names,
+    load_pretrained,
+    save_pretrained,
+)
 from rlhf_jax.models.hf.load import abstract_params, read_transformer_config
 
 PAGE = Path(__file__).parents[3] / "docs" / "families.md"
@@ -335,13 +341,14 @@ def test_gpt2_as_it_was_published_loads(tmp_path):
     assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
 
 
-def test_rewards_have_one_label(tmp_path):
+def test_rewards_have_an_output_a_label(tmp_path):
     folder = checkpoint(tmp_path / "reward", "llama", kind="reward")
-    load_pretrained(folder, kind="reward")
+    found = load_pretrained(folder, kind="reward")
+    assert label_names(found.hf_config) == ("LABEL_0",)
     change_config(folder, id2label={"0": "bad", "1": "good"})
-    refused(folder, "2 labels", kind="reward")
+    refused(folder, "score.weight", "expected [2, ", kind="reward")
     change_config(folder, id2label=None, num_labels=3)
-    refused(folder, "3 labels", kind="reward")
+    refused(folder, "score.weight", "expected [3, ", kind="reward")
 
 
 def test_a_policy_is_no_reward_model_nor_the_other_way_round(tmp_path, folder):

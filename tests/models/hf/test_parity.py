@@ -18,10 +18,10 @@ from models.tiny import batch_of, quick_jit
 from rlhf_jax.masking import masked_mean
 from rlhf_jax.models import policy_apply
 from rlhf_jax.models.heads import score_apply
-from rlhf_jax.models.hf import Kind, Pretrained, load_pretrained
+from rlhf_jax.models.hf import Kind, Pretrained, label_names, load_pretrained
 from rlhf_jax.models.hf.weights import flatten
 from rlhf_jax.ops import supervised_loss
-from rlhf_jax.rewards import sequence_scores
+from rlhf_jax.rewards import learned_reward, sequence_scores
 from rlhf_jax.sampling import SamplingConfig, generate
 from rlhf_jax.steps.forward import policy_forward
 from rlhf_jax.types import TokenBatch
@@ -184,10 +184,10 @@ def test_gradients_are_those_of_torch(case, tmp_path):
         assert np.linalg.norm(ours[name] - expected) < 1e-4 * size, name
 
 
-@of_cases(DEFAULTS)
-def test_scores_are_those_of_torch(case, tmp_path):
-    model = torch_model(case, "reward")
-    found = load(model, tmp_path / "theirs", case, kind="reward")
+def classified(case, labels, folder):
+    """A classifier as it was loaded, a batch, and torch's logits of it [B, labels]."""
+    model = torch_model(case, "reward", labels=labels)
+    found = load(model, folder, case, kind="reward")
     batch = batch_in([[1] * 17 + [0] * 7, [1] * 24, [1] * 3 + [0] * 21])
     real = np.asarray(batch.mask)
     tokens = np.where(real, np.asarray(batch.tokens), 0)  # theirs looks for the id 0
@@ -196,7 +196,36 @@ def test_scores_are_those_of_torch(case, tmp_path):
             input_ids=torch.tensor(tokens.astype(np.int64)),
             attention_mask=torch.tensor(real.astype(np.int64)),
         ).logits.numpy()
+    assert np.ptp(expected) > 0.1
+    return found, batch, expected
+
+
+@of_cases(DEFAULTS)
+def test_scores_are_those_of_torch(case, tmp_path):
+    found, batch, expected = classified(case, 1, tmp_path / "theirs")
     score = quick_jit(functools.partial(sequence_scores, score_apply(found.config)))
     scores = np.asarray(score(found.params, batch))
-    assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(scores, expected, atol=1e-4, rtol=0)
+
+
+@of_cases(DEFAULTS)
+def test_rewards_of_labels_are_those_of_torch(case, tmp_path):
+    """Two labels for every other family, three for the rest."""
+    count = 2 + DEFAULTS.index(case) % 2
+    found, batch, logits = classified(case, count, tmp_path / "theirs")
+    names = tuple(f"LABEL_{i}" for i in range(count))
+    assert label_names(found.hf_config) == names
+    score_fn = score_apply(found.config, num_outputs=count)
+
+    @quick_jit
+    def rewards(params, batch):
+        reward = functools.partial(learned_reward, score_fn, params, batch)
+        return [
+            [reward(kind=kind, label=i) for i in range(count)]
+            for kind in ("logit", "probability")
+        ]
+
+    expected = logits.T, torch.softmax(torch.tensor(logits), -1).numpy().T
+    np.testing.assert_allclose(
+        rewards(found.params, batch), expected, atol=1e-4, rtol=0
+    )
