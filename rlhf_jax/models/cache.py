@@ -10,6 +10,7 @@ Keys lie [d, S] and values [S, d] within a head, the way in which their products
 one query read them from end to end.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -60,7 +61,8 @@ class LayerCache:
             value_scales = jax.lax.dynamic_update_slice(value_scales, new_BKT, at)
         k_BKdT = jnp.swapaxes(k_BKTd, 2, 3).astype(self.keys.dtype)
         v_BKTd = v_BKTd.astype(self.values.dtype)
-        return self.replace(
+        return dataclasses.replace(
+            self,
             keys=jax.lax.dynamic_update_slice(self.keys, k_BKdT, (0, 0, 0, column)),
             values=jax.lax.dynamic_update_slice(self.values, v_BKTd, (*at, 0)),
             key_scales=key_scales,
@@ -70,7 +72,8 @@ class LayerCache:
     def insert(self, fresh: "LayerCache", put: Callable) -> "LayerCache":
         """Each array by ``put(held, new, axis of the columns)``."""
         scale = lambda held, new: None if held is None else put(held, new, 2)
-        return self.replace(
+        return dataclasses.replace(
+            self,
             keys=put(self.keys, fresh.keys, 3),
             values=put(self.values, fresh.values, 2),
             key_scales=scale(self.key_scales, fresh.key_scales),
@@ -138,7 +141,8 @@ class KVCache:
             )
 
         layers = tuple(
-            layer.insert(layer, room).replace(prefix=layer) for layer in self.layers
+            dataclasses.replace(layer.insert(layer, room), prefix=layer)
+            for layer in self.layers
         )
         empty = room(self.segment_ids, self.segment_ids, 1)
         return KVCache(layers, empty, jnp.zeros((), jnp.int32), self.segment_ids)
@@ -169,7 +173,7 @@ class KVCache:
 
         layers = tuple(layer.insert(layer, pad) for layer in self.layers)
         segments = pad(self.segment_ids, self.segment_ids, 1)
-        return self.replace(layers=layers, segment_ids=segments)
+        return dataclasses.replace(self, layers=layers, segment_ids=segments)
 
     def insert(self, fresh: "KVCache", rows: Array) -> "KVCache":
         """The rows of another cache instead of these ones.

@@ -12,6 +12,7 @@ Weights are [in, out], stacked over the layers, and start as
   distribution over tokens is nearly uniform.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -168,7 +169,7 @@ class Transformer(nn.Module):
             segments_BS = jax.lax.dynamic_update_slice_in_dim(
                 cache.segment_ids, batch.segment_ids, at, axis=1
             )
-            cache = cache.replace(segment_ids=segments_BS)
+            cache = dataclasses.replace(cache, segment_ids=segments_BS)
             if not fresh:  # else the batch is all that there is to see
                 seen, column = cache.columns(), at
         views = self._views(batch, positions, *seen, column)
@@ -181,7 +182,7 @@ class Transformer(nn.Module):
         else:
             x_ND, layers = self._each_layer(x_ND, views, cache.layers)
             written = cache.index + batch.tokens.shape[1]
-            cache = cache.replace(layers=layers, index=written)
+            cache = dataclasses.replace(cache, layers=layers, index=written)
         hidden_ND = self.final_norm(x_ND)
         return hidden_ND.reshape(*batch.tokens.shape, self.config.d_model), cache
 

@@ -182,7 +182,8 @@ def test_shared_columns_are_those_of_copies(name, cache_dtype):
     apply_fn, params = policy_apply(config), params_of(config)
     asked = batch_of([[0, 1, 1, 1, 1], [1] * 5])
     rows = batch_of([[1] * 4] * 6)
-    rows = rows.replace(positions=rows.positions + jnp.array([[4]] * 3 + [[5]] * 3))
+    later = rows.positions + jnp.array([[4]] * 3 + [[5]] * 3)
+    rows = dataclasses.replace(rows, positions=later)
     token = lambda t: jax.tree.map(lambda x: x[:, t : t + 1], rows)
 
     @quick_jit
