@@ -85,9 +85,11 @@ def model_card(run_dir: Path, stage: Stage) -> ModelCard:
     config: dict[str, Any] = load_json(run_dir / CONFIG_FILE)
     summary = run_dir / "summary.json"
     metrics = load_json(summary) if summary.is_file() else {}
+    loss = config.get("preference", {}).get("kind")
     algorithms = {
         "ppo": "PPO with a KL penalty (arXiv:1909.08593)",
         "kind": f"reward modelling ({config.get('kind')})",
+        "preference": f"preference optimisation ({loss})",
     }
     named = [text for option, text in algorithms.items() if option in config]
     return ModelCard(

@@ -2,21 +2,25 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from experiments.stages import pad_id
 from rlhf_jax.data import (
     Conversation,
     Row,
+    batches,
     collate_chat,
     collate_demonstrations,
     collate_packed,
+    collate_prompts,
     conversation_prompts,
     conversations,
     demonstrations,
+    make_loader,
     pack,
     prompts,
     read_rows,
@@ -29,6 +33,7 @@ from rlhf_jax.data import (
 from rlhf_jax.data.sources import TFDS_PREFIX
 from rlhf_jax.data.tokenizing import TooLong
 from rlhf_jax.errors import UserError
+from rlhf_jax.types import TokenBatch
 
 Item = TypeVar("Item")
 
@@ -81,19 +86,87 @@ def _read(config: DataConfig, path: str) -> list[Row]:
     return rename_columns(rows, config.columns) if config.columns else rows
 
 
-class Imitation(NamedTuple):
-    """What differs between plain demonstrations and conversations, tokenized."""
+class Examples(NamedTuple):
+    """Tokenized examples of one kind, and what makes batches of that kind."""
 
     examples: list[Any]
+    lengths: list[int]  # tokens of each; the most, where it has several completions
     num_cut: int
-    collate: Callable[..., Any]
-    lengths: list[int]
+    collate: Callable[..., Any]  # (examples, length, pad_id)
+    keep: Callable[[Any, np.ndarray], Any]  # a batch without its filler rows
+    packed: Callable[..., Any] | None  # makes a collate for groups that share a row
 
-    def packed(self, width: int) -> "Imitation":
-        """Rows of several examples, up to ``width`` tokens."""
-        groups = pack(self.examples, self.lengths, width=width)
-        collate = functools.partial(collate_packed, collate=self.collate)
-        return Imitation(groups, self.num_cut, collate, [width] * len(groups))
+
+class Data(NamedTuple):
+    """Examples to learn from and others to evaluate on, as batches."""
+
+    learned: Examples
+    held_out: Examples
+    rows: list[Any]  # the examples to learn from, or groups of them that share a row
+    collate: Callable[..., Any]  # of rows
+    length: int  # columns of a row
+    own_length: int  # columns where each example has a row of its own
+    pad_id: int
+
+    def loader(self, batch_size: int, *, seed: int) -> Any:
+        """Batches of rows to learn from, without end."""
+        collate = functools.partial(
+            self.collate, length=self.length, pad_id=self.pad_id
+        )
+        return make_loader(self.rows, batch_size=batch_size, seed=seed, collate=collate)
+
+    def held_out_batches(self, batch_size: int) -> Iterator[Any]:
+        """Every held-out example once, in a row of its own."""
+        collate = functools.partial(
+            self.held_out.collate, length=self.own_length, pad_id=self.pad_id
+        )
+        for batch, real in batches(self.held_out.examples, batch_size, collate):
+            yield self.held_out.keep(batch, real)
+
+
+def make_data(
+    learned: Examples,
+    held_out: Examples,
+    *,
+    pack_length: int | None,
+    context: int,
+    pad_id: int,
+) -> Data:
+    """Each example in a row of its own; or those to learn from packed.
+
+    Args:
+      learned: examples to learn from.
+      held_out: examples to evaluate on.
+      pack_length: tokens of a row that several examples share; None gives each its own.
+      context: most tokens of a row that the network takes.
+      pad_id: what stands after a row.
+
+    Raises:
+      UserError: such examples do not share rows; or a packed row does not hold the
+        longest, or not fit the context.
+    """
+    own = max(learned.lengths + held_out.lengths)
+    if pack_length is None:
+        rows = learned.examples
+        return Data(learned, held_out, rows, learned.collate, own, own, pad_id)
+    if learned.packed is None:
+        raise UserError(
+            f"pack_length = {pack_length}: several such examples cannot share a row; "
+            "leave it out"
+        )
+    check_pack_length(pack_length, least=max(learned.lengths), most=context)
+    rows = pack(learned.examples, learned.lengths, width=pack_length)
+    collate = learned.packed(rows)
+    return Data(learned, held_out, rows, collate, pack_length, own, pad_id)
+
+
+def check_pack_length(length: int, *, least: int, most: int) -> None:
+    """A packed row holds what is longest, and fits the network's context."""
+    if not least <= length <= most:
+        raise UserError(
+            f"pack_length = {length}: expected {least}, the longest of what shares a "
+            f"row, to {most}, the network's context"
+        )
 
 
 def parse_demonstrations(rows: list[Row]) -> list[Any]:
@@ -103,16 +176,75 @@ def parse_demonstrations(rows: list[Row]) -> list[Any]:
 
 def tokenize_imitation(
     texts: list[Any], tokenizer: Any, *, max_length: int, too_long: TooLong
-) -> Imitation:
+) -> Examples:
     """What supervised fine-tuning learns from, as token ids."""
     if isinstance(texts[0], Conversation):
-        chats = tokenize_conversations(texts, tokenizer, max_length=max_length)
-        return Imitation(chats, 0, collate_chat, [len(chat.ids) for chat in chats])
-    examples, num_cut = tokenize_demonstrations(
-        texts, tokenizer, max_length=max_length, too_long=too_long
+        examples = tokenize_conversations(texts, tokenizer, max_length=max_length)
+        lengths = [len(chat.ids) for chat in examples]
+        num_cut, collate = 0, collate_chat
+    else:
+        examples, num_cut = tokenize_demonstrations(
+            texts, tokenizer, max_length=max_length, too_long=too_long
+        )
+        lengths = [len(e.prompt + e.completion) for e in examples]
+        collate = collate_demonstrations
+    packed = lambda groups: functools.partial(collate_packed, collate=collate)
+    return Examples(examples, lengths, num_cut, collate, _keep_rows, packed)
+
+
+def _keep_rows(batch: TokenBatch, real: np.ndarray) -> TokenBatch:
+    """Nothing to learn where a row is a filler."""
+    return dataclasses.replace(batch, mask=batch.mask & real[:, None])
+
+
+class Prompts(NamedTuple):
+    """What a policy is asked while it learns, and what when it is evaluated."""
+
+    learned: list[Any]
+    held_out: list[Any]
+    collate: Callable[..., TokenBatch]
+
+    def loader(self, batch_size: int, *, seed: int) -> Any:
+        """Batches without end."""
+        return make_loader(
+            self.learned, batch_size=batch_size, seed=seed, collate=self.collate
+        )
+
+    def held_out_batch(self, count: int) -> TokenBatch:
+        """So many of those that are held out, again from the first if need be."""
+        asked = [self.held_out[i % len(self.held_out)] for i in range(count)]
+        return self.collate(asked)
+
+
+def read_prompts(
+    config: DataConfig,
+    tokenizer: Any,
+    *,
+    words: int | None,
+    lengths: Sequence[int],
+    seed: int,
+) -> Prompts:
+    """Prompts as token ids.
+
+    Args:
+      config: where they come from.
+      tokenizer: the policy's.
+      words: takes so many first words of a text column; None reads a prompt column.
+      lengths: widths of a batch; no prompt is longer than the last.
+      seed: of what is held out.
+    """
+    parse = functools.partial(parse_prompts, prompt_words=words)
+    tokenize = functools.partial(
+        tokenize_asked,
+        tokenizer=tokenizer,
+        max_prompt_length=lengths[-1],
+        too_long=config.too_long,
     )
-    lengths = [len(e.prompt + e.completion) for e in examples]
-    return Imitation(examples, num_cut, collate_demonstrations, lengths)
+    learned, held_out = map(tokenize, read_data(config, parse, seed=seed))
+    collate = functools.partial(
+        collate_prompts, length=lengths, pad_id=pad_id(tokenizer)
+    )
+    return Prompts(learned, held_out, collate)
 
 
 def parse_prompts(rows: list[Row], *, prompt_words: int | None) -> list[Any]:

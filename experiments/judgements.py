@@ -1,14 +1,18 @@
 """What differs between the kinds of judgement that train a reward model."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from experiments.beginning import Beginning, Learning, read
+from experiments.inputs import Examples
 from rlhf_jax.data import (
     Row,
     collate_labels,
+    collate_packed_preferences,
     collate_preferences,
     collate_rankings,
     labels,
@@ -19,6 +23,7 @@ from rlhf_jax.data import (
     tokenize_rankings,
 )
 from rlhf_jax.feedback import ranking_pairs
+from rlhf_jax.models import TransformerConfig
 from rlhf_jax.steps import binary_terms, choice_terms, pairwise_terms, ranking_terms
 
 Kind = Literal["pairwise", "ranking", "choice", "binary"]
@@ -34,6 +39,36 @@ class Judgement(NamedTuple):
     keep: Callable[[Any, np.ndarray], Any]  # a batch without its filler rows
     completions: Callable[[Any], tuple[Any, ...]]  # of one judgement
     num_outputs: int = 1
+    packed: Callable[..., Any] | None = None  # makes a collate for groups in a row
+
+
+def read_judgements(
+    config: Learning, judgement: Judgement, model: TransformerConfig | None = None
+) -> Beginning:
+    """Judgements of one kind as token ids, with the policy that made their tokens.
+
+    Args:
+      config: from where, and how long.
+      judgement: their kind.
+      model: the network, where no policy is named.
+    """
+
+    def tokenize(texts: list[Any], *args: Any, **limits: Any) -> Examples:
+        examples, num_cut = judgement.tokenize(texts, *args, **limits)
+        longest = lambda e: len(e.prompt) + max(map(len, judgement.completions(e)))
+        return Examples(
+            examples,
+            lengths=[longest(e) for e in examples],
+            num_cut=num_cut,
+            collate=judgement.collate,
+            keep=judgement.keep,
+            packed=judgement.packed,
+        )
+
+    def spell(texts: list[Any]) -> Iterable[str]:
+        return (e.prompt + text for e in texts for text in judgement.completions(e))
+
+    return read(config, judgement.parse, tokenize, model=model, spell=spell)
 
 
 def pairs(rows: list[Row]) -> list[Any]:
@@ -41,6 +76,12 @@ def pairs(rows: list[Row]) -> list[Any]:
     if rows and "ranks" in rows[0].values:
         return [pair for ranking in rankings(rows) for pair in ranking_pairs(ranking)]
     return preferences(rows)
+
+
+def _packed_pairs(groups: list[Any]) -> Callable[..., Any]:
+    """All batches have room for as many pairs a row, so that a step compiles once."""
+    most = max(map(len, groups))
+    return functools.partial(collate_packed_preferences, pairs=most)
 
 
 def _keep_judged(batch: Any, real: np.ndarray) -> Any:
@@ -57,6 +98,7 @@ JUDGEMENTS: dict[Kind, Judgement] = {
         terms=pairwise_terms,
         keep=lambda batch, real: dataclasses.replace(batch, weight=batch.weight * real),
         completions=lambda pair: (pair.chosen, pair.rejected),
+        packed=_packed_pairs,
     ),
     "ranking": Judgement(
         parse=rankings,

@@ -1,40 +1,27 @@
-"""What PPO is put together from: networks, stop tokens, scores, texts, evaluation."""
+"""What a policy answers: texts, scores, experience, and how it is packed."""
 
-import dataclasses
 import functools
+import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.runs import PretrainedConfig, split_params
-from experiments.stages import Stage, choose_label, load_stage
-from rlhf_jax.errors import UserError
-from rlhf_jax.models import (
-    ActorCritic,
-    CacheDType,
-    ScoreModel,
-    actor_critic_apply,
-    decode_layout,
-    init_head,
-    lora,
-    policy_apply,
-    score_apply,
-    separate_critic_apply,
-)
+from experiments.inputs import check_pack_length
+from experiments.networks import Networks
+from experiments.stages import Stage
+from rlhf_jax.data import pack_experience
+from rlhf_jax.models import score_apply
 from rlhf_jax.parallel import Devices, data_parallel, shard, unshard
 from rlhf_jax.rewards import (
     RewardFunction,
     ScoreKind,
     call_reward_function,
     learned_reward,
-    load_reward_function,
 )
 from rlhf_jax.steps import PolicyState, PPOConfig, experience_step, sample_step
 from rlhf_jax.types import (
-    ApplyFn,
     Array,
     Experience,
     Metrics,
@@ -43,124 +30,6 @@ from rlhf_jax.types import (
     ScoreFn,
     TokenBatch,
 )
-
-
-class Networks(NamedTuple):
-    """Policy and critic under training, and the reference."""
-
-    apply_fn: ApplyFn
-    ref_apply_fn: ApplyFn
-    sample_fn: ApplyFn  # the policy alone, with the cache that sampling is to have
-    layout: Callable[[Params], Params]  # of ``params``: those of ``sample_fn``
-    params: Params  # of policy and critic, as far as they are trained
-    frozen: Params | None  # the rest of them
-    params_path: str  # of the policy within a checkpoint of the state
-
-
-def load_reward(
-    reward: str,
-    kind: ScoreKind,
-    policy: Stage,
-    pretrained: PretrainedConfig,
-    label: str | None = None,
-) -> Stage | RewardFunction:
-    """A reward model that reads the policy's tokens, or a function of texts.
-
-    Adapters that were trained on this policy share its arrays. ``label`` says which
-    output of a classifier is the reward; our own have bad and good.
-    """
-    if ":" in reward:
-        return load_reward_function(reward)
-    judge = load_stage(
-        Path(reward), "reward", option="--reward", pretrained=pretrained, base=policy
-    )
-    if judge.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-        raise UserError(
-            f"--reward {reward}: its tokenizer is not the policy's; train the reward "
-            "model with --policy, so that both read the same tokens"
-        )
-    if (judge.num_outputs == 1) != (kind == "score"):
-        raise UserError(
-            f"--reward-kind {kind}: the reward model {reward} has {judge.num_outputs} "
-            f"outputs, expected {'1' if kind == 'score' else '2 or more'}; a scalar "
-            "model's reward is its score, a classifier's its logit or probability"
-        )
-    return judge if kind == "score" else choose_label(judge, label)
-
-
-def make_networks(
-    policy: Stage,
-    reward: Stage | RewardFunction,
-    critic: Literal["reward", "head"],
-    *,
-    adapters: lora.LoraConfig | None,
-    cache_dtype: CacheDType | None,
-    key: Array,
-) -> Networks:
-    """The policy with the critic that is asked for; with adapters, they are trained."""
-    ref_apply_fn = policy_apply(policy.model)
-    sample_fn = policy_apply(dataclasses.replace(policy.model, cache_dtype=cache_dtype))
-    trained, frozen = split_params(policy.params, adapters, key=key)
-    if critic == "head":
-        head = init_head(ActorCritic(policy.model), "value_head", key=key)
-        params = trained | {"value_head": head}
-        apply_fn = actor_critic_apply(policy.model)
-        return Networks(
-            apply_fn, ref_apply_fn, sample_fn, decode_layout, params, frozen, "params"
-        )
-    if not isinstance(reward, Stage):
-        raise UserError(
-            "--critic reward: the reward is a function, there is no network to start a "
-            "critic from; use --critic head"
-        )
-    judge, judge_frozen = critic_params(reward, adapters, key=key)
-    apply_fn = separate_critic_apply(policy.model, reward.model)
-    return Networks(
-        apply_fn,
-        ref_apply_fn,
-        sample_fn,
-        layout=lambda params: decode_layout(params["policy"]),
-        params={"policy": trained, "critic": judge},
-        frozen=None if frozen is None else {"policy": frozen, "critic": judge_frozen},
-        params_path="params/policy",
-    )
-
-
-def critic_params(
-    judge: Stage, adapters: lora.LoraConfig | None, *, key: Array
-) -> tuple[Params, Params | None]:
-    """(trained, frozen) of a critic that starts as the reward model.
-
-    A classifier's trunk gets a new, scalar head. A reward model that is adapters itself
-    goes on with those; without adapters asked for, they are merged.
-    """
-    if adapters is not None and judge.adapters is not None and judge.lora is not None:
-        trained, frozen = judge.adapters, lora.freeze(judge.params, judge.lora)
-    else:
-        if adapters is not None and adapters.targets is not None:  # there is no lm_head
-            targets = tuple(t for t in adapters.targets if t != "lm_head")
-            adapters = dataclasses.replace(adapters, targets=targets)
-        trained, frozen = split_params(judge.merged().params, adapters, key=key)
-    if judge.num_outputs > 1:
-        head = init_head(ScoreModel(judge.model), "score_head", key=key)
-        trained = trained | {"score_head": head}
-    return trained, frozen
-
-
-def stop_ids(policy: Stage, stop_text: str | None) -> tuple[int, ...]:
-    """The end tokens, and those that spell ``stop_text``, white space aside."""
-    tokenizer: Any = policy.tokenizer
-    if stop_text is None:
-        return policy.stop_ids
-    spelled = [
-        i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip() == stop_text
-    ]
-    if not spelled:
-        raise UserError(
-            f"stop_text = {stop_text!r}: no token of the policy's tokenizer spells it; "
-            "choose another text, or none for the end token alone"
-        )
-    return tuple(sorted({*policy.stop_ids, *spelled}))
 
 
 def decode(tokenizer: Any, rollout: Rollout) -> tuple[list[str], list[str]]:
@@ -178,6 +47,16 @@ def response_ids(rollout: Rollout) -> list[list[int]]:
     """Token ids of the responses, their end tokens among them."""
     batch = jax.device_get(rollout.batch)
     return [row[m].tolist() for row, m in zip(batch.tokens, batch.mask, strict=True)]
+
+
+def gold_score(
+    gold: RewardFunction | None, tokenizer: Any, rollout: Rollout
+) -> dict[str, float]:
+    """Mean score of a rollout by the truth, where it is known."""
+    if gold is None:
+        return {}
+    texts = decode(tokenizer, unshard(rollout))
+    return {"objective/gold": call_reward_function(gold, *texts).mean()}
 
 
 def make_scorer(
@@ -271,60 +150,38 @@ def make_experience(
     return experience_of
 
 
-class Evaluation(NamedTuple):
-    """Samples of a policy on held-out prompts."""
+def make_packing(
+    width: int | None,
+    ppo: PPOConfig,
+    episodes: int,
+    length: int,
+    context: int,
+    devices: Devices,
+) -> Callable[[Experience], Experience]:
+    """A function that lays a sharded batch's episodes into fewer rows, for the updates.
 
-    prompts: list[str]
-    completions: list[str]
-    scores: np.ndarray
-    gold: np.ndarray | None
-    metrics: dict[str, float]
+    An update is compiled for each number of rows: at most eight of them come about.
 
-    def summary(self) -> dict[str, float]:
-        """The numbers that LABELS names."""
-        numbers = {} if self.gold is None else {"gold": float(self.gold.mean())}
-        return numbers | {
-            "reward": float(self.scores.mean()),
-            "kl": self.metrics["objective/kl"],
-            "distinct": len(set(self.completions)) / len(self.completions),
-            "response_length": self.metrics["rollout/response_length"],
-            "ended": self.metrics["rollout/ended"],
-        }
+    Args:
+      width: columns of a row that episodes share; None leaves each its own.
+      ppo: into how many parts the updates cut the rows.
+      episodes: of a batch.
+      length: tokens of an episode at most.
+      context: most tokens of a row that the network takes.
+      devices: that share the rows.
 
-    def row(self, i: int) -> dict[str, Any]:
-        """One sample, for samples.jsonl."""
-        gold = {} if self.gold is None else {"gold": float(self.gold[i])}
-        return {
-            "completion": self.completions[i],
-            "score": float(self.scores[i]),
-        } | gold
+    Raises:
+      UserError: a row does not hold the longest episode, or not fit the context.
+    """
+    if width is None:
+        return lambda experience: experience
+    check_pack_length(width, least=length, most=context)
+    parts = len(devices) * ppo.minibatches * ppo.micro_batches
+    most = math.ceil(episodes / (width // length))  # rows, all episodes at full length
+    multiple = parts * math.ceil(most / (8 * parts))
 
+    def pack(experience: Experience) -> Experience:
+        packed = pack_experience(unshard(experience), width=width, multiple=multiple)
+        return shard(packed, devices)
 
-def evaluate_policy(
-    experience_of: Callable[[PolicyState, TokenBatch, Array], Sampled],
-    state: PolicyState,
-    *,
-    prompts: TokenBatch,
-    key: Array,
-    tokenizer: Any,
-    gold: RewardFunction | None,
-) -> Evaluation:
-    """Samples of the policy, the same randomness each time."""
-    sampled = experience_of(state, prompts, key)
-    texts = decode(tokenizer, unshard(sampled.rollout))
-    return Evaluation(
-        *texts,
-        scores=np.asarray(unshard(sampled.scores)),
-        gold=None if gold is None else call_reward_function(gold, *texts),
-        metrics=sampled.metrics.compute(),
-    )
-
-
-LABELS = {
-    "gold": "gold score",
-    "reward": "learned reward",
-    "kl": "KL from the reference (nats an episode)",
-    "distinct": "distinct samples (share)",
-    "response_length": "response length (tokens)",
-    "ended": "ended by a stop token (share)",
-}
+    return pack

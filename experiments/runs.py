@@ -1,21 +1,16 @@
-"""What every training script does around its loop: options, checkpoints, plan, rate."""
+"""What every training script does around its loop: options and checkpoints."""
 
 import dataclasses
-import sys
-import time
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from rlhf_jax import checkpoint
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import DType, TransformerConfig, lora
-from rlhf_jax.ops.fused_logprobs import CHUNK
-from rlhf_jax.parallel import Devices
-from rlhf_jax.sampling import RolloutMeter
-from rlhf_jax.terminal import memory_estimate, print_plan
+from rlhf_jax.models import DType, lora
+from rlhf_jax.parallel import Devices, data_parallel
+from rlhf_jax.steps import PPOConfig
 from rlhf_jax.tracking import TrackingConfig
 from rlhf_jax.types import Array, Params
 
@@ -114,6 +109,32 @@ def save_state(run_dir: Path, step: int, state: Any, loader: Any) -> None:
     )
 
 
+def on_batches(
+    step: Callable,
+    devices: Devices,
+    *,
+    others: int = 1,
+    donate_state: bool = False,
+    **options: Any,
+) -> Callable:
+    """A step with its options, each device with its part of the batch.
+
+    Args:
+      step: ``(state or parameters, batch, *other parameters)`` and options.
+      devices: where it runs.
+      others: how many other trees of parameters there are, such as the frozen ones.
+      donate_state: the state's buffers are reused for the result, and gone.
+      **options: of the step.
+    """
+    return data_parallel(
+        functools.partial(step, **options),
+        devices,
+        in_axes=(None, 0, *others * [None]),
+        out_axes=None,
+        donate_state=donate_state,
+    )
+
+
 def check_micro_batches(parts: int, *, rows: int, devices: Devices) -> None:
     """Refuses what does not cut an update's rows on each device into equal parts.
 
@@ -128,80 +149,28 @@ def check_micro_batches(parts: int, *, rows: int, devices: Devices) -> None:
         )
 
 
-def count_params(*trees: Any) -> int:
-    """Number of parameters of trees of arrays; an array in several is one."""
-    leaves = {id(x): x.size for tree in trees for x in jax.tree.leaves(tree)}
-    return sum(leaves.values())
-
-
-def show_plan(
-    title: str,
-    model: TransformerConfig,
-    *,
-    trained: int,
-    frozen: int,
-    steps: int,
-    rows: int,
-    length: int,
-    micro_batches: int,
-    devices: Devices,
+def check_batches(
+    ppo: PPOConfig, episodes: int, batch_size: int, eval_samples: int
 ) -> None:
-    """Prints what is going to run, with an estimate of the memory a device needs."""
-    memory = memory_estimate(
-        trained=trained,
-        frozen=frozen,
-        tokens=rows * length // (len(devices) * micro_batches),
-        length=length,
-        d_model=model.d_model,
-        layers=model.n_layers,
-        heads=model.n_heads,
-        vocab_size=min(model.vocab_size, CHUNK),  # logits are there in slices
-        itemsize=4 if model.dtype == "float32" else 2,
-    )
-    print_plan(
-        title,
-        parameters=trained,
-        steps=steps,
-        tokens_per_step=rows * length,
-        devices=devices,
-        memory=memory,
-    )
+    """Refuses what does not fill a batch, or does not hold whole groups of completions.
+
+    Raises:
+      UserError: fewer episodes than a batch, or completions that are left over.
+    """
+    if episodes < batch_size:
+        raise UserError(
+            f"episodes = {episodes}: expected at least one batch of "
+            f"batch_size = {batch_size}"
+        )
+    for name, count in (("batch_size", batch_size), ("eval_samples", eval_samples)):
+        if count % ppo.sampling.completions:
+            raise UserError(
+                f"{name} = {count}: expected a multiple of "
+                f"ppo.sampling.completions = {ppo.sampling.completions}"
+            )
 
 
 def needs_policy(config: RunConfig, policy: Path | None) -> None:
     """Adapters need something to adapt."""
     if config.lora.rank is not None and policy is None:
         raise UserError("--lora.rank needs a network to adapt: give --policy")
-
-
-class TokenMeter:
-    """Tokens a second between readings; the first one includes compilation."""
-
-    def __init__(self):
-        self._since, self._tokens = time.perf_counter(), 0
-        self.last = float("nan")
-
-    def add(self, tokens: int) -> None:
-        self._tokens += tokens
-
-    def rate(self) -> float:
-        """Tokens a second since the last reading."""
-        now = time.perf_counter()
-        self.last = self._tokens / (now - self._since)
-        self._since, self._tokens = now, 0
-        return self.last
-
-
-class ShowRollout:
-    """Puts the numbers of a running rollout beside the bar of its stage."""
-
-    def __init__(self):
-        self.on: Callable[..., None] | None = None  # of `terminal.progress`
-
-    def report(self) -> Callable[..., None] | None:
-        """For ``generate``; None where nobody looks, so that no host is called."""
-        return RolloutMeter(self._show) if sys.stdout.isatty() else None
-
-    def _show(self, numbers: dict[str, float]) -> None:
-        if self.on is not None:
-            self.on(numbers, steps=0)

@@ -14,46 +14,35 @@ them and the policy starts from scratch.
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from experiments import cli
-from experiments.inputs import (
-    DataConfig,
-    parse_demonstrations,
-    read_data,
-    tokenize_imitation,
-)
+from experiments.beginning import read
+from experiments.evaluation import eval_names, held_out_metrics
+from experiments.inputs import DataConfig, parse_demonstrations, tokenize_imitation
+from experiments.logs import due, run_log, show_plan
 from experiments.runs import (
     RunConfig,
-    TokenMeter,
     check_micro_batches,
-    count_params,
     needs_policy,
+    on_batches,
     resume_state,
     save_state,
-    show_plan,
     split_params,
 )
-from experiments.stages import Stage, load_policy, pad_id, save_model_files
-from rlhf_jax.data import Conversation, batches, make_loader, train_tokenizer
+from experiments.stages import save_model_files
+from rlhf_jax.data import Conversation
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import CausalLM, TransformerConfig, init_params, policy_apply
 from rlhf_jax.optim import OptimConfig, make_optimizer
-from rlhf_jax.parallel import (
-    data_parallel,
-    local_devices,
-    replicate,
-    shard,
-)
+from rlhf_jax.parallel import local_devices, replicate, shard
 from rlhf_jax.report import write_report
 from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.steps import create_state, sft_eval, sft_step
-from rlhf_jax.terminal import progress
-from rlhf_jax.tracking import MetricsLogger
-from rlhf_jax.types import Metrics
 
 SMALL = TransformerConfig(
     vocab_size=512,
@@ -107,52 +96,32 @@ def main(config: Config) -> dict[str, float]:
     run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
     devices = local_devices(config.devices)
     check_micro_batches(config.micro_batches, rows=config.batch_size, devices=devices)
-    lora, key = config.lora.config(), jax.random.key(config.seed)
 
     # 1. Data: all of it is read and tokenized before anything is compiled.
-    texts, eval_texts = read_data(config.data, parse_demonstrations, seed=config.seed)
-    policy = load_policy(config.policy, config.pretrained)
-    tokenizer, model = start_from(config, policy, texts)
-    tokenize = functools.partial(
+    policy, tokenizer, model, data = read(
+        config,
+        parse_demonstrations,
         tokenize_imitation,
-        tokenizer=tokenizer,
-        max_length=min(config.max_length or model.max_length, model.max_length),
-        too_long=config.data.too_long,
+        model=config.model,
+        spell=functools.partial(spell, config.data),
     )
-    learned, held_out = tokenize(texts), tokenize(eval_texts)
-    eval_length = max(learned.lengths + held_out.lengths)
-    length = config.pack_length or eval_length
-    if config.pack_length is not None:
-        least = max(learned.lengths)
-        check_pack_length(length, least=least, most=model.max_length)
-        learned = learned.packed(length)
-    collate = functools.partial(
-        learned.collate, length=length, pad_id=pad_id(tokenizer)
-    )
-    eval_collate = functools.partial(
-        held_out.collate, length=eval_length, pad_id=pad_id(tokenizer)
-    )
-    loader = make_loader(
-        learned.examples,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        collate=collate,
-    )
-    total = config.epochs * (len(learned.examples) // config.batch_size)
+    loader = data.loader(config.batch_size, seed=config.seed)
+    total = config.epochs * (len(data.rows) // config.batch_size)
 
     # 2. What is going to run.
+    lora, key = config.lora.config(), jax.random.key(config.seed)
     init = functools.partial(init_params, CausalLM(model), key=key)
     whole = jax.eval_shape(init) if policy is None else policy.params
     trained, frozen = split_params(whole, lora, key=key)
     show_plan(
-        f"Supervised fine-tuning on {len(texts):,} demonstrations "
-        f"({learned.num_cut} cut)",
+        f"Supervised fine-tuning on {len(data.learned.examples):,} demonstrations "
+        f"({data.learned.num_cut} cut)",
         model,
-        trained=count_params(trained),
-        frozen=count_params(frozen),
+        trained=trained,
+        frozen=frozen,
         steps=total,
         rows=config.batch_size,
-        length=length,
+        length=data.length,
         micro_batches=config.micro_batches,
         devices=devices,
     )
@@ -164,67 +133,41 @@ def main(config: Config) -> dict[str, float]:
     state, restored = resume_state(run_dir, state, loader)
     save_model_files(run_dir, model, tokenizer, began=policy, lora=lora)
     state, frozen = replicate(state, devices), replicate(frozen, devices)
-    axes: Any = {"in_axes": (None, 0, None), "out_axes": None}
-    train_step = functools.partial(sft_step, micro_batches=config.micro_batches)
-    train_step = data_parallel(train_step, devices, **axes, donate_state=True)
-    eval_step = functools.partial(sft_eval, apply_fn=apply_fn)
-    eval_step = data_parallel(eval_step, devices, **axes)
+    train_step = on_batches(
+        sft_step, devices, donate_state=True, micro_batches=config.micro_batches
+    )
+    eval_step = on_batches(sft_eval, devices, apply_fn=apply_fn)
 
     def evaluate() -> dict[str, float]:
-        metrics = Metrics.of({})
-        for batch, valid in batches(held_out.examples, config.batch_size, eval_collate):
-            batch = dataclasses.replace(batch, mask=batch.mask & valid[:, None])
-            batch = shard(batch, devices)
-            metrics += eval_step(state.params, batch, frozen)
-        return {"sft/eval_loss": metrics.compute()["sft/loss"]}
+        step = lambda batch: eval_step(state.params, shard(batch, devices), frozen)
+        return eval_names(held_out_metrics(step, data, config.batch_size))
 
     start = restored or 0
     if start == total:
         print(f"{run_dir}: nothing to do ({total}/{total} updates)")
         return evaluate()
-    with (
-        MetricsLogger(run_dir, config.tracking, restored_step=restored) as logger,
-        progress("SFT", total, done=start) as advance,
-    ):
-        meter = TokenMeter()
-        shown: dict[str, Any] = {}
+    every = config.log_every
+    with run_log("SFT", config, total, restored, every, loss="sft/loss") as log:
         for step in range(start + 1, total + 1):
             state, metrics = train_step(state, shard(next(loader), devices), frozen)
-            meter.add(config.batch_size * length)
-            if step % config.log_every == 0 or step == total:
-                shown = metrics.compute()
-                if step % config.eval_every == 0 or step == total:
-                    shown |= evaluate()
-                logger.log(step, shown, timings={"tokens_per_s": meter.rate()})
-            if step % config.save_every == 0 or step == total:
+            log.add(step, metrics, tokens=config.batch_size * data.length)
+            if log.pending and due(step, config.eval_every, total):
+                log.also(evaluate())
+            if due(step, config.save_every, total):
+                log.flush()
                 save_state(run_dir, step, state, loader)
-            advance({"loss": shown.get("sft/loss", float("nan")), "tok/s": meter.last})
     write_report(run_dir)
     return evaluate()
 
 
-def check_pack_length(length: int, *, least: int, most: int) -> None:
-    """A packed row holds the longest demonstration, and fits the network's context."""
-    if not least <= length <= most:
-        raise UserError(
-            f"pack_length = {length}: expected {least}, the longest demonstration, to "
-            f"{most}, the network's context"
-        )
-
-
-def start_from(config: Config, policy: Stage | None, texts: list[Any]):
-    """(tokenizer, model): the policy's, or new ones."""
-    if policy is not None:
-        return policy.tokenizer, policy.model
+def spell(config: DataConfig, texts: list[Any]) -> Iterable[str]:
+    """What a new tokenizer is trained on."""
     if isinstance(texts[0], Conversation):
         raise UserError(
-            f"--data.path {config.data.path}: conversations need a tokenizer with a "
+            f"--data.path {config.path}: conversations need a tokenizer with a "
             "chat template: give --policy, or columns of plain text"
         )
-    tokenizer = train_tokenizer(
-        (e.prompt + e.completion for e in texts), config.model.vocab_size
-    )
-    return tokenizer, dataclasses.replace(config.model, vocab_size=len(tokenizer))
+    return (e.prompt + e.completion for e in texts)
 
 
 if __name__ == "__main__":

@@ -170,10 +170,8 @@ def choose_label(judge: Stage, label: str | None) -> Stage:
     return dataclasses.replace(judge, label=index)
 
 
-def load_policy(path: Path | None, pretrained: PretrainedConfig) -> Stage | None:
-    """The policy that --policy names, its own adapters merged; None for none."""
-    if path is None:
-        return None
+def load_policy(path: Path, pretrained: PretrainedConfig) -> Stage:
+    """The policy that --policy names, its own adapters merged."""
     return load_stage(path, "policy", option="--policy", pretrained=pretrained).merged()
 
 

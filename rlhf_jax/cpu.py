@@ -43,7 +43,8 @@ def prepare_cpu() -> None:
 
 
 def _trim_after_compiling(libc: Any) -> None:
-    def trim(event: str, _: float, **__: Any) -> None:
+    def trim(event: str, duration_secs: float, **_: Any) -> None:
+        del duration_secs
         if event == COMPILED:
             libc.malloc_trim(0)
 

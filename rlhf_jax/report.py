@@ -50,6 +50,21 @@ PANELS = (
         {"reward/accuracy": "train", "reward/eval_accuracy": "held out"},
         "optimiser step",
     ),
+    Panel(
+        "Preferences: loss",
+        "loss a pair",
+        {"preference/loss": "train", "preference/eval_loss": "held out"},
+    ),
+    Panel(
+        "Preferences: accuracy",
+        "share of pairs",
+        {"preference/accuracy": "train", "preference/eval_accuracy": "held out"},
+    ),
+    Panel(
+        "Preferences: margin",
+        "implied score",
+        {"preference/margin": "train", "preference/eval_margin": "held out"},
+    ),
     Panel("Learned reward", "score a response", {"objective/score": "learned"}),
     Panel("Gold reward", "score a response", {"objective/gold": "gold"}),
     Panel("KL to the reference", "nats a response", {"objective/kl": "KL"}),

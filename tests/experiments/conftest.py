@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import ppo, reward_model, sft
+from experiments import ppo, preference, reward_model, sft
 from experiments.inputs import DataConfig
 from rlhf_jax.data import load_tiny_reviews
 from rlhf_jax.models import TransformerConfig
+from rlhf_jax.optim import OptimConfig
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import PPOConfig
 
@@ -58,6 +59,19 @@ class Toys:
             policy=self.root / "sft",
             batch_size=8,
             epochs=1,
+            devices=1,
+            log_every=1,
+            save_every=1,
+        )
+        return dataclasses.replace(config, **changes)
+
+    def preference(self, run_dir: Path, **changes) -> preference.Config:
+        config = preference.Config(
+            run_dir,
+            self.data("rankings", 4),
+            policy=self.root / "sft",
+            optim=OptimConfig(learning_rate=3e-3, schedule="constant"),
+            batch_size=12,
             devices=1,
             log_every=1,
             save_every=1,

@@ -123,6 +123,15 @@ def test_rows_that_cannot_be_cut_or_packed(toys, tmp_path, capsys, compilations)
         (sft, toys.sft, {"pack_length": 3}, "pack_length = 3"),
         (sft, toys.sft, {"pack_length": 129}, "pack_length = 129"),
         (reward_model, toys.reward, {"micro_batches": 3}, "micro_batches = 3"),
+        (reward_model, toys.reward, {"pack_length": 3}, "pack_length = 3"),
+        (
+            reward_model,
+            toys.reward,
+            {"pack_length": 128, "kind": "ranking"},
+            "pack_length = 128: several such",
+        ),
+        (ppo, toys.ppo, {"pack_length": 71}, "pack_length = 71: expected 72"),
+        (ppo, toys.ppo, {"pack_length": 129}, "pack_length = 129"),
     ]
     for number, (script, configure, change, word) in enumerate(cases):
         config = configure(tmp_path / str(number), **change)
@@ -139,7 +148,9 @@ def test_a_value_out_of_range_names_its_option(tmp_path):
     assert "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("script", ["quickstart", "sft", "reward_model", "ppo"])
+@pytest.mark.parametrize(
+    "script", ["quickstart", "sft", "reward_model", "preference", "ppo"]
+)
 def test_help_explains_itself(script):
     command = [sys.executable, "-m", f"experiments.{script}", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

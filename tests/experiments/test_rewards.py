@@ -8,7 +8,8 @@ import pytest
 from models.hf.cases import assert_one_line
 from models.tiny import batch_of
 
-from experiments.rollouts import load_reward, make_scorer
+from experiments.networks import load_reward
+from experiments.rollouts import make_scorer
 from experiments.runs import FLOAT32
 from experiments.stages import Stage
 from rlhf_jax.data import save_tokenizer, train_tokenizer

@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
-from experiments import ppo, quickstart, reward_model, sft
+from experiments import export, ppo, preference, quickstart, reward_model, sft
 from experiments.inputs import DataConfig, read_data
 from experiments.judgements import JUDGEMENTS
+from experiments.runs import LoraOptions
 from experiments.stages import load_stage
 from rlhf_jax import checkpoint
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import score_apply
 from rlhf_jax.rewards import sequence_scores
+from rlhf_jax.steps import PreferenceConfig
 from rlhf_jax.tracking import read_metrics
 
 
@@ -54,6 +57,48 @@ def test_ppo_trains_and_its_policy_can_be_loaded(toys, tmp_path, critic):
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 8
     # The trained policy is a policy stage: fine-tuning may go on from it.
     sft.main(toys.sft(tmp_path / "more", policy=tmp_path))
+
+
+def test_preferences_train_a_policy_that_later_stages_load(toys, tmp_path):
+    """The first update starts from the reference; the next one is away from it."""
+    found = preference.main(toys.preference(tmp_path / "dpo"))
+    assert found["judgements"] == 60 and 0 <= found["preference/eval_accuracy"] <= 1
+    assert found["preference/eval_margin"] != 0
+    rows = read_metrics(tmp_path / "dpo" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["preference/loss"] == pytest.approx(math.log(2))
+    assert rows[0]["preference/accuracy"] == 0.5
+    assert rows[0]["preference/margin"] == 0 != rows[1]["preference/margin"]
+    assert rows[1]["preference/eval_margin"] == found["preference/eval_margin"]
+    assert (tmp_path / "dpo" / "report.png").stat().st_size > 1000
+    ppo.main(toys.ppo(tmp_path / "ppo", policy=tmp_path / "dpo"))
+    export.main(export.Config(tmp_path / "dpo", tmp_path / "out"))
+    assert "preference optimisation (dpo)" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_loss_without_a_reference(toys, tmp_path):
+    """SimPO asks for a lead of γ: more than log 2 while neither side leads by that."""
+    changes = {"preference": PreferenceConfig(kind="simpo", beta=2.0)}
+    preference.main(toys.preference(tmp_path, **changes))
+    first, *_ = read_metrics(tmp_path / "metrics.jsonl")
+    assert math.log(2) < first["preference/loss"] < 2
+    assert -5 < first["preference/chosen_logps"] < 0  # nats a token
+
+
+def test_adapters_packed_pairs_and_another_loss(toys, tmp_path):
+    """With adapters the reference is what is below them."""
+    changes = {
+        "preference": PreferenceConfig(kind="ipo", micro_batches=2),
+        "lora": LoraOptions(rank=2),
+        "pack_length": 128,
+        "batch_size": 4,
+        "devices": 2,
+    }
+    preference.main(toys.preference(tmp_path, **changes))
+    first, *_ = read_metrics(tmp_path / "metrics.jsonl")
+    assert first["preference/loss"] == pytest.approx(25)  # (0 − 1/(2β))²
+    policy = load_stage(tmp_path, "policy", option="--policy")
+    assert policy.adapters is not None and "embed" not in policy.adapters["trunk"]
 
 
 def test_ppo_with_a_python_reward(toys, tmp_path):
@@ -115,14 +160,17 @@ def test_normalized_rewards_have_mean_0_and_std_1(toys, tmp_path):
     assert float(scores.std()) == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+MODULES = {"sft": sft, "reward": reward_model, "preference": preference, "ppo": ppo}
+
+
+@pytest.mark.parametrize("stage", MODULES)
 def test_stopping_and_resuming_changes_nothing(toys, tmp_path, stage, monkeypatch):
-    main = {"sft": sft.main, "reward": reward_model.main, "ppo": ppo.main}[stage]
+    main = MODULES[stage].main
     config = lambda name, **kw: getattr(toys, stage)(tmp_path / name, **kw)
     whole = main(config("whole"))
 
     # Dies after the first checkpoint, with a line of metrics already beyond it.
-    module = {"sft": sft, "reward": reward_model, "ppo": ppo}[stage]
+    module = MODULES[stage]
     save, count = module.save_state, []
 
     def save_once(*args):

@@ -1,0 +1,186 @@
+"""What a stage shows and writes: its plan, its bar, metrics, tokens a second."""
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from experiments.runs import RunConfig
+from rlhf_jax.models import TransformerConfig
+from rlhf_jax.ops.fused_logprobs import CHUNK
+from rlhf_jax.parallel import Devices
+from rlhf_jax.sampling import RolloutMeter
+from rlhf_jax.terminal import memory_estimate, print_plan, progress
+from rlhf_jax.tracking import MetricsLogger
+from rlhf_jax.types import Array, Metrics
+
+
+def count_params(tree: Any) -> int:
+    """Number of parameters of a tree of arrays; an array that is there twice is one."""
+    return sum({id(x): x.size for x in jax.tree.leaves(tree)}.values())
+
+
+def show_plan(
+    title: str,
+    model: TransformerConfig,
+    *,
+    trained: Any,
+    frozen: Any,
+    steps: int,
+    rows: int,
+    length: int,
+    micro_batches: int,
+    devices: Devices,
+) -> None:
+    """Prints what is going to run, with an estimate of the memory a device needs.
+
+    Args:
+      title: the stage and what it learns from.
+      model: the network.
+      trained: its parameters under training.
+      frozen: all others that are there.
+      steps: updates in all.
+      rows: of an update.
+      length: columns of a row.
+      micro_batches: parts that an update is computed in.
+      devices: what it runs on.
+    """
+    memory = memory_estimate(
+        trained=count_params(trained),
+        frozen=count_params(frozen),
+        tokens=rows * length // (len(devices) * micro_batches),
+        length=length,
+        d_model=model.d_model,
+        layers=model.n_layers,
+        heads=model.n_heads,
+        vocab_size=min(model.vocab_size, CHUNK),  # logits are there in slices
+        itemsize=4 if model.dtype == "float32" else 2,
+    )
+    print_plan(
+        title,
+        parameters=count_params(trained),
+        steps=steps,
+        tokens_per_step=rows * length,
+        devices=devices,
+        memory=memory,
+    )
+
+
+def due(step: int, every: int, total: int) -> bool:
+    """Whether something that is done every so many steps, and at the end, is now."""
+    return step % every == 0 or step == total
+
+
+class RunLog:
+    """A stage's lines of metrics, and the numbers beside its bar; see `run_log`.
+
+    What a step found is read when the next one is under way, so that the devices do not
+    wait for the host to have read it.
+    """
+
+    def __init__(
+        self,
+        logger: MetricsLogger,
+        advance: Callable[..., None],
+        shown: Mapping[str, str],
+        is_due: Callable[[int], bool],
+    ):
+        self.show = functools.partial(advance, steps=0)
+        self._logger, self._advance, self._shown = logger, advance, shown
+        self._is_due, self._meter = is_due, TokenMeter()
+        self._numbers = dict.fromkeys([*shown, "tok/s"], float("nan"))
+        self._line: tuple[int, Metrics, dict[str, float]] | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether the last step has a line, which is not written yet."""
+        return self._line is not None
+
+    def add(self, step: int, metrics: Metrics, *, tokens: int | Array) -> None:
+        """A step is under way; its line, if one is due, is written with the next."""
+        self.flush()
+        self._meter.add(tokens)
+        self._line = (step, metrics, {}) if self._is_due(step) else None
+        self._advance(self._numbers)
+
+    def also(self, values: Mapping[str, float]) -> None:
+        """More numbers for the line that is pending."""
+        assert self._line is not None
+        self._line[-1].update(values)
+
+    def flush(self) -> None:
+        """Waits for the last step and writes its line, if that is pending."""
+        if self._line is None:
+            return
+        step, metrics, more = self._line
+        found = metrics.compute() | more
+        self._line = None
+        self._logger.log(step, found, timings={"tokens_per_s": self._meter.rate()})
+        self._numbers = {name: found[metric] for name, metric in self._shown.items()}
+        self._numbers["tok/s"] = self._meter.last
+        self.show(self._numbers)
+
+
+@contextmanager
+def run_log(
+    name: str,
+    config: RunConfig,
+    total: int,
+    restored: int | None,
+    every: int = 1,
+    **shown: str,
+) -> Iterator[RunLog]:
+    """The log of a stage; on leaving it, by Ctrl-C too, its last line is written.
+
+    Args:
+      name: of the stage, beside the bar.
+      config: run directory and trackers.
+      total: steps in all.
+      restored: the step of the checkpoint that the run goes on from; None for none.
+      every: steps between lines of metrics; the last step has one in any case.
+      **shown: beside the bar: a short name, and the metric that it stands for.
+    """
+    logger = MetricsLogger(config.run_dir, config.tracking, restored_step=restored)
+    with logger, progress(name, total, done=restored or 0) as advance:
+        log = RunLog(logger, advance, shown, lambda step: due(step, every, total))
+        try:
+            yield log
+        finally:
+            log.flush()
+
+
+class TokenMeter:
+    """Tokens a second between readings; the first one includes compilation."""
+
+    def __init__(self):
+        self._since, self._tokens = time.perf_counter(), 0
+        self.last = float("nan")
+
+    def add(self, tokens: int | Array) -> None:
+        self._tokens += tokens
+
+    def rate(self) -> float:
+        """Tokens a second since the last reading."""
+        now = time.perf_counter()
+        self.last = float(self._tokens) / (now - self._since)
+        self._since, self._tokens = now, 0
+        return self.last
+
+
+class ShowRollout:
+    """Puts the numbers of a running rollout beside the bar of its stage."""
+
+    def __init__(self):
+        self.on: Callable[[dict[str, float]], None] | None = None  # `RunLog.show`
+
+    def report(self) -> Callable[..., None] | None:
+        """For ``generate``; None where nobody looks, so that no host is called."""
+        return RolloutMeter(self._show) if sys.stdout.isatty() else None
+
+    def _show(self, numbers: dict[str, float]) -> None:
+        if self.on is not None:
+            self.on(numbers)

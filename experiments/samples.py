@@ -1,0 +1,101 @@
+"""Samples of a policy on held-out prompts, before and after training."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.rollouts import Sampled, decode
+from rlhf_jax.parallel import unshard
+from rlhf_jax.rewards import RewardFunction, call_reward_function
+from rlhf_jax.rundir import save_json
+from rlhf_jax.steps import PolicyState
+from rlhf_jax.terminal import print_table, samples_table
+from rlhf_jax.types import Array, TokenBatch
+
+LABELS = {
+    "gold": "gold score",
+    "reward": "learned reward",
+    "kl": "KL from the reference (nats an episode)",
+    "distinct": "distinct samples (share)",
+    "response_length": "response length (tokens)",
+    "ended": "ended by a stop token (share)",
+}
+
+
+class Evaluation(NamedTuple):
+    """Samples of a policy on held-out prompts."""
+
+    prompts: list[str]
+    completions: list[str]
+    scores: np.ndarray
+    gold: np.ndarray | None
+    metrics: dict[str, float]
+
+    def summary(self) -> dict[str, float]:
+        """The numbers that LABELS names."""
+        numbers = {} if self.gold is None else {"gold": float(self.gold.mean())}
+        return numbers | {
+            "reward": float(self.scores.mean()),
+            "kl": self.metrics["objective/kl"],
+            "distinct": len(set(self.completions)) / len(self.completions),
+            "response_length": self.metrics["rollout/response_length"],
+            "ended": self.metrics["rollout/ended"],
+        }
+
+    def row(self, i: int) -> dict[str, Any]:
+        """One sample, for samples.jsonl."""
+        gold = {} if self.gold is None else {"gold": float(self.gold[i])}
+        return {
+            "completion": self.completions[i],
+            "score": float(self.scores[i]),
+        } | gold
+
+
+def evaluate_policy(
+    experience_of: Callable[[PolicyState, TokenBatch, Array], Sampled],
+    prompts: TokenBatch,
+    key: Array,
+    tokenizer: Any,
+    gold: RewardFunction | None,
+    state: PolicyState,
+) -> Evaluation:
+    """Samples of the policy, the same randomness each time."""
+    sampled = experience_of(state, prompts, key)
+    texts = decode(tokenizer, unshard(sampled.rollout))
+    return Evaluation(
+        *texts,
+        scores=np.asarray(unshard(sampled.scores)),
+        gold=None if gold is None else call_reward_function(gold, *texts),
+        metrics=sampled.metrics.compute(),
+    )
+
+
+def report_samples(
+    run_dir: Path, before: Evaluation, after: Evaluation
+) -> dict[str, float]:
+    """Shows samples and numbers before and after; keeps them in the run directory."""
+    shown = slice(0, 10)
+    samples_table(
+        before.prompts[shown],
+        before.completions[shown],
+        after.completions[shown],
+        scores_before=before.scores[shown].tolist(),
+        scores_after=after.scores[shown].tolist(),
+    )
+    numbers = zip(before.summary().items(), after.summary().values(), strict=True)
+    print_table(
+        f"{len(before.prompts)} samples on held-out prompts",
+        ["", "before", "after"],
+        [[LABELS[name], then, now] for (name, then), now in numbers],
+    )
+    with (run_dir / "samples.jsonl").open("w", encoding="utf-8") as file:
+        for i, prompt in enumerate(before.prompts):
+            row = {"prompt": prompt, "before": before.row(i), "after": after.row(i)}
+            file.write(json.dumps(row) + "\n")
+    summary = {f"before/{k}": v for k, v in before.summary().items()}
+    summary |= {f"after/{k}": v for k, v in after.summary().items()}
+    save_json(run_dir / "summary.json", summary)
+    return summary
