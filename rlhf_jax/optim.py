@@ -26,6 +26,10 @@ class OptimConfig:
     """Decay of Adam's second moment."""
     eps: float = 1e-8
     """Adam's ε, outside the root and after bias correction, as PyTorch has it."""
+    moments: Literal["float32", "bfloat16", "factored"] = "float32"
+    """What Adam keeps of its moments, 8, 6 or 2 bytes a parameter: both in float32; the
+    first in bfloat16; that, and of the second the means of a matrix's rows and columns
+    (no first one where b1 is 0)."""
     weight_decay: float = 0.0
     """Decoupled weight decay, of everything but norm scales, biases and gains."""
     max_grad_norm: float | None = None
@@ -76,6 +80,10 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Adam (arXiv:1412.6980) with decoupled decay (arXiv:1711.05101) and clipping.
 
+    With factored moments the second is Adafactor's (arXiv:1804.04235), rᵢ·cⱼ / mean r
+    of the means r of rows and c of columns of g² + ε², and the first one is taken of
+    g / √v, as in Zhai et al. 2022, arXiv:2106.04560. Decays and corrections are Adam's.
+
     Args:
       config: the settings.
       total_steps: optimiser updates in all, which the schedule ends at.
@@ -91,17 +99,36 @@ def make_optimizer(
     >>> round(float(updates["kernel"][0]), 5)
     -0.1
     """
-    adam = optax.adamw(
-        learning_rate_schedule(config, total_steps),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=_decayed,
+    adam = optax.chain(
+        _scale_by_moments(config),
+        optax.add_decayed_weights(config.weight_decay, _decayed),
+        optax.scale_by_learning_rate(learning_rate_schedule(config, total_steps)),
     )
     if config.max_grad_norm is None:
         return adam
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
+
+
+# Least width of a matrix that is kept as means, optax's. Layers are stacked, and fewer
+# than that many are no width of a matrix.
+LEAST_FACTORED = 128
+
+
+def _scale_by_moments(config: OptimConfig) -> optax.GradientTransformation:
+    if config.moments != "factored":
+        first = None if config.moments == "float32" else "bfloat16"
+        return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=first)
+    # Adam's correction of v for its start at 0, as a decay: 1804.04235, section 7.1.
+    corrected = lambda step, b2: b2 * (1 - b2**step) / (1 - b2 ** (step + 1))
+    second = optax.scale_by_factored_rms(
+        decay_rate=config.b2,
+        min_dim_size_to_factor=LEAST_FACTORED,
+        epsilon=config.eps**2,
+        decay_rate_fn=corrected,
+    )
+    if config.b1 == 0:
+        return second
+    return optax.chain(second, optax.ema(config.b1, accumulator_dtype="bfloat16"))
 
 
 def make_tunable_optimizer(

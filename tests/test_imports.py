@@ -18,8 +18,9 @@ CORE = {
     "types": set(),
     "errors": set(),
     "masking": {"types"},
-    "ops": {"types", "masking"},
-    "models": {"types", "masking", "errors"},
+    "rows": {"types"},
+    "ops": {"types", "masking", "rows"},
+    "models": {"types", "masking", "rows", "errors"},
     "sampling": {"types", "masking", "ops", "errors"},
     "rewards": {"types", "masking", "ops", "errors"},
     # optim knows of no step and no model: a step's config nests its OptimConfig.

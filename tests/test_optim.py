@@ -2,13 +2,20 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from rlhf_jax import optim
 from rlhf_jax.errors import UserError
-from rlhf_jax.optim import OptimConfig, make_optimizer
+from rlhf_jax.models import CausalLM, TransformerConfig, init_params
+from rlhf_jax.optim import OptimConfig, make_optimizer, make_tunable_optimizer
 from rlhf_jax.steps import PPO_PRESETS, REWARD_PRESETS
+from rlhf_jax.steps.state import tree_bytes
+
+MOMENTS: Any = ("float32", "bfloat16", "factored")
 
 
 def first_update(config: OptimConfig, grads: Any, params: Any) -> Any:
@@ -23,17 +30,109 @@ def test_adam_eps_is_outside_the_root_after_bias_correction():
     assert float(update) == pytest.approx(-0.5, rel=1e-5)
 
 
-def test_clipping_scales_the_global_norm():
+@pytest.mark.parametrize("moments", MOMENTS)
+def test_clipping_scales_the_global_norm(moments):
     # Norm 5 clipped to 1: (3, 4) → (.6, .8). Adam's first step is ±lr whatever the
-    # size, unless ε is large: with ε = 1, Δ = g/(|g| + 1).
-    config = OptimConfig(1.0, "constant", eps=1.0, max_grad_norm=1.0)
+    # size, unless ε is large: with ε = 1, Δ = g/(|g| + 1), or g/√(g² + 1) where the
+    # second moment may be factored.
+    config = OptimConfig(1.0, "constant", eps=1.0, max_grad_norm=1.0, moments=moments)
     grads = {"kernel": jnp.array([3.0, 4.0])}
     updates = first_update(config, grads, grads)
-    np.testing.assert_allclose(updates["kernel"], [-0.6 / 1.6, -0.8 / 1.8], rtol=1e-5)
+    expected = np.array([-0.6 / 1.6, -0.8 / 1.8])
+    if moments == "factored":
+        expected = np.array([-0.6 / 1.36**0.5, -0.8 / 1.64**0.5])
+    np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-5)
 
 
-def test_weight_decay_spares_scales_and_biases():
-    config = OptimConfig(0.1, "constant", weight_decay=0.5)
+def test_a_factored_moment_is_a_product_of_means(monkeypatch):
+    # g² = [[1, 4], [9, 16]]: rows 2.5, 12.5, columns 5, 10, all 7.5.
+    # v = [[2.5·5, 2.5·10], [12.5·5, 12.5·10]] / 7.5, Δ = −g / √v.
+    monkeypatch.setattr(optim, "LEAST_FACTORED", 2)
+    config = OptimConfig(1.0, "constant", moments="factored")
+    grads = {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
+    updates = first_update(config, grads, grads)
+    second = np.array([[12.5, 25.0], [62.5, 125.0]]) / 7.5
+    np.testing.assert_allclose(
+        updates["kernel"], -grads["kernel"] / np.sqrt(second), rtol=1e-5
+    )
+
+
+def updates_of(tx, count=6):
+    """In turn, for a vector that no moments factor."""
+    params, found = {"scale": jnp.ones(4)}, []
+    state = tx.init(params)
+    for grads in np.random.default_rng(0).normal(size=(count, 4)):
+        update, state = tx.update({"scale": jnp.float32(grads)}, state, params)
+        found.append(update["scale"])
+    return jnp.stack(found)
+
+
+def test_decays_are_adams_whatever_the_moments():
+    """Without factors and first moment it is Adam; with b2 = 0 a mean of signs."""
+    config = lambda **options: OptimConfig(1.0, "constant", eps=1e-12, **options)
+    adam, factored = (
+        updates_of(make_optimizer(config(b1=0.0, b2=0.9, moments=moments), 6))
+        for moments in ("float32", "factored")
+    )
+    np.testing.assert_allclose(factored, adam, rtol=1e-4)
+    tx = make_optimizer(config(b1=0.5, b2=0.0, moments="factored"), 6)
+    signs = np.sign(np.random.default_rng(0).normal(size=(6, 4)))
+    lags = np.subtract.outer(np.arange(6), np.arange(6))
+    weights = np.where(lags >= 0, 0.5**lags, 0)
+    expected = -weights @ signs / weights.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(updates_of(tx), expected, atol=1e-2)  # bfloat16
+
+
+def test_a_narrow_first_moment_is_nearly_adams():
+    adam, narrow = (
+        updates_of(make_optimizer(OptimConfig(1.0, "constant", moments=moments), 6))
+        for moments in ("float32", "bfloat16")
+    )
+    np.testing.assert_array_equal(narrow[0], adam[0])  # kept narrow, not computed so
+    assert 1e-6 < np.abs(narrow - adam).max() < 1e-2
+
+
+@pytest.mark.parametrize("moments", MOMENTS)
+def test_a_rate_in_the_state_is_that_of_the_config(moments):
+    config = OptimConfig(0.01, "cosine", 2, weight_decay=0.1, moments=moments)
+    expected = updates_of(make_optimizer(config, 6))
+    found = updates_of(make_tunable_optimizer(config, 6))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    state = make_tunable_optimizer(config, 6).init({"scale": jnp.ones(4)})
+    assert optax.tree.get(state, "learning_rate") == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    "options, least",
+    [
+        ({"moments": "float32"}, 8),
+        ({"moments": "bfloat16"}, 6),
+        ({"moments": "factored"}, 2),
+        ({"moments": "factored", "b1": 0.0}, 0),
+    ],
+    ids=str,
+)
+def test_bytes_of_a_parameter(options, least):
+    model = TransformerConfig(
+        vocab_size=512,
+        d_model=256,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        d_head=64,
+        d_ff=256,
+        max_length=8,
+    )
+    init = lambda key: init_params(CausalLM(model), key=key)
+    params = jax.eval_shape(init, jax.random.key(0))
+    state = jax.eval_shape(make_optimizer(OptimConfig(**options), 1).init, params)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert least <= tree_bytes(state) / count < least + 0.05
+
+
+@pytest.mark.parametrize("moments", MOMENTS)
+def test_weight_decay_spares_scales_and_biases(moments):
+    config = OptimConfig(0.1, "constant", weight_decay=0.5, moments=moments)
     params = {
         "kernel": jnp.ones((2, 2)),
         "scale": jnp.ones((2, 2)),

@@ -19,9 +19,7 @@ from tpu.decode import MODEL as DECODED
 from tpu.hlo import COLLECTIVES
 from tpu.updates import compile_sft
 
-MODEL = dataclasses.replace(
-    DECODED, param_dtype="float32", remat=True, max_length=2_048
-)
+MODEL = dataclasses.replace(DECODED, param_dtype="float32", remat=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +28,22 @@ class Config:
 
     fsdp: int = 8
     """Parts of every weight and of its optimiser state."""
+    sequence: int = 1
+    """Parts of every row; further ones of the weights, too."""
     tensor: int = 1
     """Parts of heads, of the MLP's width and of the vocabulary."""
     rows: int = 16
-    """Rows of 2,048 tokens, all chips together."""
+    """Rows, all chips together."""
+    tokens: int = 2_048
+    """Of a row."""
 
 
 def main(config: Config) -> dict[str, float]:
     """Compiles, prints the table, returns its numbers."""
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
-    parts = {"fsdp": config.fsdp, "tensor": config.tensor}
-    compiled = compile_sft(MODEL, topology.devices, config.rows, **parts)
+    parts = {n: getattr(config, n) for n in ("fsdp", "sequence", "tensor")}
+    model = dataclasses.replace(MODEL, max_length=config.tokens)
+    compiled = compile_sft(model, topology.devices, config.rows, **parts)
     memory = compiled.memory_analysis()
     found = {
         "state, GB a chip": memory.argument_size_in_bytes / 1e9,
@@ -52,8 +55,8 @@ def main(config: Config) -> dict[str, float]:
     )
     found |= {f"{name}, places in the program": calls[name] for name in COLLECTIVES}
     print_table(
-        f"{config.rows} rows of {MODEL.max_length:,} tokens, fsdp {config.fsdp}, "
-        f"tensor {config.tensor}, on eight v5e chips",
+        f"{config.rows} rows of {config.tokens:,} tokens on eight v5e chips, "
+        + ", ".join(f"{name} {n}" for name, n in parts.items()),
         ["", ""],
         [[name, value] for name, value in found.items()],
     )

@@ -1,11 +1,13 @@
 """Which tokens see which, and the one place that chooses how attention is computed.
 
-Axes in names: B rows, T tokens of a row, S columns of the cache, H query heads, K
-key-value heads, G = H / K query heads that share one, d head width.
+Axes in names: B rows, T tokens of a row, Q those of a block, S columns that they see,
+H query heads, K key-value heads, G = H / K query heads that share one, M = Q·G, d head
+width.
 """
 
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from rlhf_jax.models.cache import LayerCache
 from rlhf_jax.models.config import TransformerConfig
+from rlhf_jax.rows import from_blocks, gather, row_parts, to_blocks
 from rlhf_jax.types import Array
 
 
@@ -24,9 +27,9 @@ class View:
 
     cos_BTF: Array | None  # float32; None: positions are not rotary
     sin_BTF: Array | None
-    mask_BTS: Array  # bool: which columns a token attends to
+    masks_BQS: tuple[Array, ...]  # bool: which columns the tokens of a block attend to
     column: Array | None  # [] int32: the cache's, of the first token; None: no cache is
-    # read, S = T
+    # read
 
 
 def attention_mask(
@@ -73,105 +76,142 @@ def soft_cap(x: Array, cap: float | None) -> Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-LEAST_BLOCK, MOST_BLOCKS = 64, 8
+LEAST_BLOCK, MOST_BLOCK, BLOCKS = 64, 1_024, 8  # tokens; how many between the two
 MIXED = "attention"  # the name of its results, for `jax.checkpoint`
 UNSEEN = float(jnp.finfo(jnp.float32).min)
 
 
-def attend(
-    q_BTHd: Array, k_BTKd: Array, v_BTKd: Array, mask_BTT: Array, c: TransformerConfig
-) -> Array:
-    """softmax(cap(s·q·k))·v over the tokens that the mask leaves: [B, T, H, d].
+def block_masks(segment_ids: Array, window: int | None = None) -> tuple[Array, ...]:
+    """`attention_mask` of rows among themselves, in blocks of tokens for `attend`.
 
-    In blocks of queries, each with the tokens up to its own last one: what no mask ever
-    leaves, nearly half of [T, T], is not computed. The backward pass computes the
-    softmax again, from its normaliser, instead of keeping [T, T] weights: Dao et al.
-    2022, arXiv:2205.14135, without the tiling by hand. The softmax is float32. A
-    padding token, which attends to nothing, gets an average and passes no gradient.
+    No reference. A block's tokens have columns up to the last of them: what no mask
+    ever leaves, nearly half of [T, T], is not there. Where a mesh cuts rows, it cuts
+    every block.
+
+    Args:
+      segment_ids: [B, T] int32.
+      window: as in `attention_mask`.
+
+    Returns:
+      For each block [B, Q, S] bool, S tokens in it and before.
+
+    >>> [mask.shape for mask in block_masks(jnp.ones((2, 100), jnp.int32))]
+    [(2, 64, 64), (2, 36, 100)]
+    """
+    masks, widths = [], _widths(segment_ids.shape[1])
+    for queries in to_blocks(segment_ids, widths):
+        start = sum(mask.shape[1] for mask in masks)
+        columns = segment_ids[:, : start + queries.shape[1]]
+        masks.append(attention_mask(queries, columns, jnp.int32(start), window))
+    return tuple(masks)
+
+
+def attend(
+    q_BTHd: Array,
+    k_BTKd: Array,
+    v_BTKd: Array,
+    masks_BQS: Sequence[Array],
+    c: TransformerConfig,
+) -> Array:
+    """softmax(cap(s·q·k))·v over the tokens that the masks leave: [B, T, H, d].
+
+    In the blocks of queries of `block_masks`. The backward pass computes the softmax
+    again, from its normaliser, instead of keeping [T, T] weights: Dao et al. 2022,
+    arXiv:2205.14135, without the tiling by hand. The softmax is float32. A padding
+    token, which attends to nothing, gets an average and passes no gradient.
+
+    Where a mesh cuts rows, each device has a share of every block's queries, and all
+    keys and values: section 3.3.2 of Llama Team 2024, arXiv:2407.21783, with the load
+    balanced as by Brandon et al. 2023, arXiv:2311.09431.
     """
     B, T, H, d = q_BTHd.shape
     if T == 0:  # prompts of one token, which decoding reads, leave nothing to prefill
         return q_BTHd
     scale = c.d_head**-0.5 if c.attn_scale is None else c.attn_scale
     q_BTKGd = (scale * q_BTHd).reshape(B, T, c.n_kv_heads, H // c.n_kv_heads, d)
+    if row_parts(T) > 1:
+        k_BTKd, v_BTKd = gather(k_BTKd), gather(v_BTKd)
     mix: Any = _mix
-    mixed_BKGTd = mix(
+    mixed = mix(
         c.attn_softcap,
-        jnp.transpose(q_BTKGd, (0, 2, 3, 1, 4)),
+        tuple(map(_merge, to_blocks(q_BTKGd, [mask.shape[1] for mask in masks_BQS]))),
         jnp.swapaxes(k_BTKd, 1, 2),
         jnp.swapaxes(v_BTKd, 1, 2),
-        mask_BTT,
+        tuple(masks_BQS),
     )
-    return jnp.transpose(mixed_BKGTd, (0, 3, 1, 2, 4)).reshape(q_BTHd.shape)
+    tokens = (mask.shape[1] for mask in masks_BQS)
+    blocks = tuple(map(_unmerge, mixed, tokens))
+    return from_blocks(blocks).reshape(q_BTHd.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mix(
-    cap: float | None, q_BKGTd: Array, k_BKTd: Array, v_BKTd: Array, mask_BTT: Array
-) -> Array:
-    """softmax(cap(q·k))·v, [B, K, G, T, d]."""
-    return _mix_forward(cap, q_BKGTd, k_BKTd, v_BKTd, mask_BTT)[0]
+    cap: float | None,
+    queries_BKMd: tuple[Array, ...],
+    k_BKTd: Array,
+    v_BKTd: Array,
+    masks_BQS: tuple[Array, ...],
+) -> tuple[Array, ...]:
+    """softmax(cap(q·k))·v of each block, [B, K, M, d]."""
+    return _mix_forward(cap, queries_BKMd, k_BKTd, v_BKTd, masks_BQS)[0]
 
 
 def _mix_forward(
-    cap: float | None, q_BKGTd: Array, k_BKTd: Array, v_BKTd: Array, mask_BTT: Array
+    cap: float | None,
+    queries_BKMd: tuple[Array, ...],
+    k_BKTd: Array,
+    v_BKTd: Array,
+    masks_BQS: tuple[Array, ...],
 ):
-    mixed, log_totals = [], []
-    for queries, keys in _blocks(q_BKGTd.shape[3]):
-        v_BKSd = v_BKTd[:, :, keys]
-        scores_BKMS, seen_BKMS = _scores(
-            q_BKGTd[:, :, :, queries], k_BKTd[:, :, keys], mask_BTT[:, queries, keys]
-        )
+    mixed_BKMd, log_totals = [], []
+    for q_BKMd, mask_BQS in zip(queries_BKMd, masks_BQS, strict=True):
+        k_BKSd, v_BKSd = (x[:, :, : mask_BQS.shape[2]] for x in (k_BKTd, v_BKTd))
+        scores_BKMS, seen_BKMS = _scores(q_BKMd, k_BKSd, mask_BQS)
         scores_BKMS = jnp.where(seen_BKMS, soft_cap(scores_BKMS, cap), UNSEEN)
         max_BKM1 = jnp.max(scores_BKMS, axis=-1, keepdims=True)
         weights_BKMS = jnp.exp(scores_BKMS - max_BKM1)
         total_BKM1 = jnp.sum(weights_BKMS, axis=-1, keepdims=True)
-        mixed_BKMd = _product("BKMS,BKSd->BKMd", weights_BKMS, v_BKSd) / total_BKM1
-        mixed.append(_unmerge(mixed_BKMd.astype(q_BKGTd.dtype), q_BKGTd))
+        block_BKMd = _product("BKMS,BKSd->BKMd", weights_BKMS, v_BKSd) / total_BKM1
+        mixed_BKMd.append(block_BKMd.astype(q_BKMd.dtype))
         log_totals.append(max_BKM1 + jnp.log(total_BKM1))
-    mixed_BKGTd = jnp.concatenate(mixed, axis=3)
-    mixed_BKGTd, log_totals = checkpoint_name((mixed_BKGTd, log_totals), MIXED)
-    return mixed_BKGTd, (q_BKGTd, k_BKTd, v_BKTd, mask_BTT, mixed_BKGTd, log_totals)
+    mixed = checkpoint_name((tuple(mixed_BKMd), tuple(log_totals)), MIXED)
+    return mixed[0], (queries_BKMd, k_BKTd, v_BKTd, masks_BQS, *mixed)
 
 
-def _mix_backward(cap: float | None, kept: tuple, by_mixed_BKGTd: Array):
+def _mix_backward(cap: float | None, kept: tuple, by_mixed: tuple[Array, ...]):
     """∂/∂q = dS·k, ∂/∂k = dSᵀ·q, ∂/∂v = Pᵀ·dO, with dS = P ⊙ (dO·vᵀ − Σ dO ⊙ O).
 
     The products with a transposed [T, T] array are written as those of the narrow one,
     transposed: (qᵀ·dS)ᵀ.
     """
-    q_BKGTd, k_BKTd, v_BKTd, mask_BTT, mixed_BKGTd, log_totals = kept
+    queries, k_BKTd, v_BKTd, masks, mixed, log_totals = kept
     # A product, since a sum along a short last axis is slow on XLA's CPU backend.
-    ones_d1 = jnp.ones((mixed_BKGTd.shape[-1], 1), jnp.float32)
-    pull_BKGT1 = (by_mixed_BKGTd.astype(jnp.float32) * mixed_BKGTd) @ ones_d1
-    by_q, by_k_BKdT, by_v_BKdT = [], 0.0, 0.0
-    for (queries, keys), log_total_BKM1 in zip(
-        _blocks(q_BKGTd.shape[3]), log_totals, strict=True
+    ones_d1 = jnp.ones((k_BKTd.shape[-1], 1), jnp.float32)
+    by_q, by_k_BKPdT, by_v_BKPdT = [], 0.0, 0.0
+    parts = row_parts(k_BKTd.shape[2])
+    for q_BKMd, mask_BQS, mixed_BKMd, log_total_BKM1, by_mixed_BKMd in zip(
+        queries, masks, mixed, log_totals, by_mixed, strict=True
     ):
-        q_BKGQd, k_BKSd = q_BKGTd[:, :, :, queries], k_BKTd[:, :, keys]
-        raw_BKMS, seen_BKMS = _scores(q_BKGQd, k_BKSd, mask_BTT[:, queries, keys])
+        k_BKSd, v_BKSd = (x[:, :, : mask_BQS.shape[2]] for x in (k_BKTd, v_BKTd))
+        raw_BKMS, seen_BKMS = _scores(q_BKMd, k_BKSd, mask_BQS)
         scores_BKMS = soft_cap(raw_BKMS, cap)
         weights_BKMS = jnp.where(seen_BKMS, jnp.exp(scores_BKMS - log_total_BKM1), 0.0)
-        by_mixed_BKMd = _merge(by_mixed_BKGTd[:, :, :, queries])
-        by_weights_BKMS = _product("BKMd,BKSd->BKMS", by_mixed_BKMd, v_BKTd[:, :, keys])
-        pull_BKM1 = _merge(pull_BKGT1[:, :, :, queries])
+        by_weights_BKMS = _product("BKMd,BKSd->BKMS", by_mixed_BKMd, v_BKSd)
+        pull_BKM1 = (by_mixed_BKMd.astype(jnp.float32) * mixed_BKMd) @ ones_d1
         by_raw_BKMS = weights_BKMS * (by_weights_BKMS - pull_BKM1)
         if cap is not None:
             by_raw_BKMS = by_raw_BKMS * (1.0 - jnp.square(scores_BKMS / cap))
         by_q_BKMd = _product("BKMS,BKSd->BKMd", by_raw_BKMS, k_BKSd)
-        by_q.append(_unmerge(by_q_BKMd, q_BKGQd))
-        later = ((0, 0), (0, 0), (0, 0), (0, k_BKTd.shape[2] - keys.stop))
-        q_BKdM, by_mixed_BKdM = (
-            jnp.swapaxes(x, 2, 3) for x in (_merge(q_BKGQd), by_mixed_BKMd)
-        )
-        by_k_BKdS = _product("BKdM,BKMS->BKdS", q_BKdM, by_raw_BKMS)
-        by_v_BKdS = _product("BKdM,BKMS->BKdS", by_mixed_BKdM, weights_BKMS)
-        by_k_BKdT += jnp.pad(by_k_BKdS, later)
-        by_v_BKdT += jnp.pad(by_v_BKdS, later)
+        by_q.append(by_q_BKMd.astype(q_BKMd.dtype))
+        by_k_BKPdS = _summed_later(q_BKMd, by_raw_BKMS, parts)
+        by_v_BKPdS = _summed_later(by_mixed_BKMd, weights_BKMS, parts)
+        later = [(0, 0)] * 4 + [(0, k_BKTd.shape[2] - k_BKSd.shape[2])]
+        by_k_BKPdT += jnp.pad(by_k_BKPdS, later)
+        by_v_BKPdT += jnp.pad(by_v_BKPdS, later)
     return (
-        jnp.concatenate(by_q, axis=3).astype(q_BKGTd.dtype),
-        jnp.swapaxes(by_k_BKdT, 2, 3).astype(k_BKTd.dtype),
-        jnp.swapaxes(by_v_BKdT, 2, 3).astype(v_BKTd.dtype),
+        tuple(by_q),
+        jnp.swapaxes(jnp.sum(by_k_BKPdT, axis=2), 2, 3).astype(k_BKTd.dtype),
+        jnp.swapaxes(jnp.sum(by_v_BKPdT, axis=2), 2, 3).astype(v_BKTd.dtype),
         None,
     )
 
@@ -179,28 +219,40 @@ def _mix_backward(cap: float | None, kept: tuple, by_mixed_BKGTd: Array):
 _mix.defvjp(_mix_forward, _mix_backward)
 
 
-def _blocks(tokens: int) -> list[tuple[slice, slice]]:
-    """(queries, keys) of each block: the keys up to its last query."""
-    width = max(LEAST_BLOCK, -(-tokens // MOST_BLOCKS))
-    starts = range(0, tokens, width)
-    ends = [min(start + width, tokens) for start in starts]
-    return [
-        (slice(*block), slice(0, block[1])) for block in zip(starts, ends, strict=True)
-    ]
+def _widths(tokens: int) -> list[int]:
+    """How many tokens each block has."""
+    count, parts = max(BLOCKS, tokens // MOST_BLOCK), row_parts(tokens)
+    if parts > 1:  # equal ones, as many in each part of a row
+        count = -(-count // parts) * parts
+        return [tokens] if tokens % (count * parts) else [tokens // count] * count
+    width = max(LEAST_BLOCK, -(-tokens // count))
+    return [min(width, tokens - start) for start in range(0, tokens or 1, width)]
 
 
-def _scores(q_BKGQd: Array, k_BKSd: Array, mask_BQS: Array) -> tuple[Array, Array]:
-    """(q·k, whether the mask leaves it), the queries of a group's heads as rows M."""
-    seen_BKMS = jnp.tile(mask_BQS, (1, q_BKGQd.shape[2], 1))[:, None]
-    return _product("BKMd,BKSd->BKMS", _merge(q_BKGQd), k_BKSd), seen_BKMS
+def _summed_later(x_BKMd: Array, y_BKMS: Array, parts: int) -> Array:
+    """xᵀ·y of each part of M, [B, K, P, d, S]: devices add up once, not by block."""
+    x_BKPMd, y_BKPMS = (
+        z.reshape(*z.shape[:2], parts, -1, z.shape[-1]) for z in (x_BKMd, y_BKMS)
+    )
+    return _product("BKPdM,BKPMS->BKPdS", jnp.swapaxes(x_BKPMd, 3, 4), y_BKPMS)
 
 
-def _merge(x_BKGQd: Array) -> Array:
-    return x_BKGQd.reshape(*x_BKGQd.shape[:2], -1, x_BKGQd.shape[-1])
+def _scores(q_BKMd: Array, k_BKSd: Array, mask_BQS: Array) -> tuple[Array, Array]:
+    """(q·k, whether the mask leaves it)."""
+    seen_BMS = jnp.repeat(mask_BQS, q_BKMd.shape[2] // mask_BQS.shape[1], axis=1)
+    return _product("BKMd,BKSd->BKMS", q_BKMd, k_BKSd), seen_BMS[:, None]
 
 
-def _unmerge(x_BKMd: Array, like_BKGQd: Array) -> Array:
-    return x_BKMd.reshape(*like_BKGQd.shape[:3], -1, x_BKMd.shape[-1])
+def _merge(x_BQKGd: Array) -> Array:
+    """[B, K, M, d], tokens before heads: so parts of the tokens are parts of M."""
+    B, Q, K, G, d = x_BQKGd.shape
+    return jnp.swapaxes(x_BQKGd, 1, 2).reshape(B, K, Q * G, d)
+
+
+def _unmerge(x_BKMd: Array, tokens: int) -> Array:
+    """[B, Q, K, G, d]."""
+    B, K, M, d = x_BKMd.shape
+    return jnp.swapaxes(x_BKMd.reshape(B, K, tokens, M // tokens, d), 1, 2)
 
 
 def _product(equation: str, x: Array, y: Array) -> Array:

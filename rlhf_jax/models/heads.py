@@ -22,6 +22,7 @@ from rlhf_jax.models.layers import (
     product_transposed,
 )
 from rlhf_jax.models.transformer import EMBEDDING_STD, Transformer
+from rlhf_jax.rows import join_rows, split_rows
 from rlhf_jax.types import (
     ApplyFn,
     Array,
@@ -106,7 +107,7 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden_BTD: Array) -> Array:
         """float32 [B, T, V], for the token after each."""
-        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        hidden_ND = join_rows(hidden_BTD)
         if self.config.tie_embeddings:
             embedding_VD = self.trunk.embed.embedding.astype(hidden_ND.dtype)
             logits_NV = _dot_to_float32(
@@ -115,7 +116,7 @@ class CausalLM(nn.Module):
         else:
             logits_NV = self.lm_head(hidden_ND)
         logits_NV = soft_cap(logits_NV, self.config.logit_softcap)
-        return logits_NV.reshape(*hidden_BTD.shape[:2], self.config.vocab_size)
+        return split_rows(logits_NV, hidden_BTD.shape[0])
 
     def readout(self, hidden_BTD: Array) -> Readout | None:
         """What a training step needs instead of the logits; None while decoding."""

@@ -16,6 +16,7 @@ from rlhf_jax.models.attention import View, attend, attend_cached
 from rlhf_jax.models.cache import LayerCache
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.rope import rotate
+from rlhf_jax.rows import join_rows, split_rows
 from rlhf_jax.types import Array, Params
 
 
@@ -145,15 +146,16 @@ class Attention(nn.Module):
             column = jnp.zeros((), jnp.int32) if view.column is None else view.column
             cached = cached.write(k_BTKd, v_BTKd, column)
         if cached is None or view.column is None:
-            mixed_BTHd = attend(q_BTHd, k_BTKd, v_BTKd, view.mask_BTS, c)
+            mixed_BTHd = attend(q_BTHd, k_BTKd, v_BTKd, view.masks_BQS, c)
         else:
-            mixed_BTHd = attend_cached(q_BTHd, cached, view.mask_BTS, c)
-        return self.o_proj(mixed_BTHd.reshape(-1, c.n_heads * c.d_head)), cached
+            mixed_BTHd = attend_cached(q_BTHd, cached, view.masks_BQS[0], c)
+        mixed_BTO = mixed_BTHd.reshape(*mixed_BTHd.shape[:2], c.n_heads * c.d_head)
+        return self.o_proj(join_rows(mixed_BTO)), cached
 
     def _heads(self, x_ND: Array, view: View) -> tuple[Array, Array, Array]:
         """Queries, keys and values of the tokens, normalised and turned."""
         c = self.config
-        rows = view.mask_BTS.shape[:2]
+        rows = partial(split_rows, rows=view.masks_BQS[0].shape[0])
         q_NO, k_NO, v_NO = self.q_proj(x_ND), self.k_proj(x_ND), self.v_proj(x_ND)
         if view.column is not None:
             # Else the compiler for TPU wants these products in the cache's layout and,
@@ -161,14 +163,14 @@ class Attention(nn.Module):
             q_NO, k_NO, v_NO = jax.lax.optimization_barrier((q_NO, k_NO, v_NO))
         if c.qk_norm == "all":
             q_NO, k_NO = self.q_norm(q_NO), self.k_norm(k_NO)
-        q_BTHd = q_NO.reshape(*rows, c.n_heads, c.d_head)
-        k_BTKd = k_NO.reshape(*rows, c.n_kv_heads, c.d_head)
+        q_BTHd = rows(q_NO.reshape(-1, c.n_heads, c.d_head))
+        k_BTKd = rows(k_NO.reshape(-1, c.n_kv_heads, c.d_head))
         if c.qk_norm == "head":
             q_BTHd, k_BTKd = self.q_norm(q_BTHd), self.k_norm(k_BTKd)
         if view.cos_BTF is not None and view.sin_BTF is not None:
             q_BTHd = rotate(q_BTHd, view.cos_BTF, view.sin_BTF)
             k_BTKd = rotate(k_BTKd, view.cos_BTF, view.sin_BTF)
-        return q_BTHd, k_BTKd, v_NO.reshape(k_BTKd.shape)
+        return q_BTHd, k_BTKd, rows(v_NO).reshape(k_BTKd.shape)
 
 
 ACTIVATIONS = {

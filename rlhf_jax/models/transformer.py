@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.attention import MIXED, View, attention_mask
+from rlhf_jax.models.attention import MIXED, View, attention_mask, block_masks
 from rlhf_jax.models.cache import KVCache, LayerCache
 from rlhf_jax.models.config import RopeConfig, TransformerConfig
 from rlhf_jax.models.layers import (
@@ -31,6 +31,7 @@ from rlhf_jax.models.layers import (
     make_norm,
 )
 from rlhf_jax.models.rope import rotary
+from rlhf_jax.rows import join_rows, split_rows
 from rlhf_jax.types import Array, Params, TokenBatch
 
 EMBEDDING_STD = 0.02
@@ -163,7 +164,7 @@ class Transformer(nn.Module):
         cache = self._open_cache(batch.tokens.shape, cache, cache_size)
         real = batch.segment_ids > 0
         positions = jnp.where(real, batch.positions, 0)
-        seen, column = (batch.segment_ids, jnp.zeros((), jnp.int32)), None
+        seen, column = None, None
         if cache is not None:
             at = jnp.mod(cache.index, cache.segment_ids.shape[1])
             segments_BS = jax.lax.dynamic_update_slice_in_dim(
@@ -172,19 +173,18 @@ class Transformer(nn.Module):
             cache = dataclasses.replace(cache, segment_ids=segments_BS)
             if not fresh:  # else the batch is all that there is to see
                 seen, column = cache.columns(), at
-        views = self._views(batch, positions, *seen, column)
+        views = self._views(batch, positions, seen, column)
         # Tokens in one row from here on: XLA's CPU backward pass of a matrix product is
         # up to three times slower with two leading axes, and no faster anywhere.
-        tokens_N = jnp.where(real, batch.tokens, 0).reshape(-1)
-        x_ND = self._embed(tokens_N, positions.reshape(-1))
+        tokens_N = join_rows(jnp.where(real, batch.tokens, 0))
+        x_ND = self._embed(tokens_N, join_rows(positions))
         if cache is None:
             x_ND, _ = self.blocks(x_ND, jnp.arange(self.config.n_layers), views)
         else:
             x_ND, layers = self._each_layer(x_ND, views, cache.layers)
             written = cache.index + batch.tokens.shape[1]
             cache = dataclasses.replace(cache, layers=layers, index=written)
-        hidden_ND = self.final_norm(x_ND)
-        return hidden_ND.reshape(*batch.tokens.shape, self.config.d_model), cache
+        return split_rows(self.final_norm(x_ND), batch.tokens.shape[0]), cache
 
     def _each_layer(
         self, x_ND: Array, views: tuple[View, ...], cached: tuple[LayerCache, ...]
@@ -213,11 +213,13 @@ class Transformer(nn.Module):
         self,
         batch: TokenBatch,
         positions: Array,
-        segments_BS: Array,
-        index: Array,
+        seen: tuple[Array, Array] | None,
         column: Array | None,
     ) -> tuple[View, ...]:
-        """One view where all layers are of a kind, else (global, local)."""
+        """One view where all layers are of a kind, else (global, local).
+
+        ``seen`` is what `KVCache.columns` says; None: the batch sees itself alone.
+        """
         c = self.config
         lengths = None
         if c.rope.kind == "dynamic":
@@ -227,8 +229,11 @@ class Transformer(nn.Module):
             cos, sin = None, None
             if c.positions == "rope":
                 cos, sin = rotary(positions, c.d_head, rope, lengths)
-            mask_BTS = attention_mask(batch.segment_ids, segments_BS, index, window)
-            return View(cos, sin, mask_BTS, column)
+            if seen is None:
+                masks = block_masks(batch.segment_ids, window)
+            else:
+                masks = (attention_mask(batch.segment_ids, *seen, window),)
+            return View(cos, sin, masks, column)
 
         near = c.rope
         if c.rope.local_theta is not None:

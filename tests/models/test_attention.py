@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from models.tiny import quick_jit
 
 from rlhf_jax.models import TransformerConfig
-from rlhf_jax.models.attention import attend, attention_mask
+from rlhf_jax.models.attention import attend, attention_mask, block_masks
+from rlhf_jax.sharding import make_mesh, on_mesh
 
 CONFIG = TransformerConfig(
     vocab_size=8, d_model=8, n_layers=1, n_heads=4, n_kv_heads=2, d_head=8, d_ff=8,
@@ -43,31 +45,56 @@ def segments(tokens):
     return jnp.asarray(rows)
 
 
+def both(f, sequence, window, c):
+    """(numbers, gradients) on a mesh that cuts rows, of queries to segments."""
+    mesh = make_mesh(jax.devices()[:sequence], sequence=sequence)
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def run(q, k, v, pull, ids):
+        real = (ids > 0)[:, :, None, None]
+        answer = lambda *x: jnp.where(real, f(*x, ids, window, c), 0)
+        return answer(q, k, v), jax.vjp(answer, q, k, v)[1](pull)
+
+    return quick_jit(on_mesh(run, mesh), in_shardings=whole)
+
+
+def in_blocks(q, k, v, ids, window, c):
+    return attend(q, k, v, block_masks(ids, window), c)
+
+
+def at_once(q, k, v, ids, window, c):
+    return plain(q, k, v, attention_mask(ids, ids, jnp.int32(0), window), c)
+
+
+def check(tokens, sequence, window, c):
+    given = (*arrays(tokens), segments(tokens))
+    chex.assert_trees_all_close(
+        both(in_blocks, sequence, window, c)(*given),
+        both(at_once, 1, window, c)(*given),
+        rtol=1e-5,
+        atol=3e-5,
+    )
+
+
 @pytest.mark.parametrize("tokens", [1, 64, 65, 150, 530])  # 530: blocks of 67
 @pytest.mark.parametrize("options", [{}, {"attn_softcap": 3.0}])
 @pytest.mark.parametrize("window", [None, 40])
 def test_numbers_and_gradients_are_the_plain_ones(tokens, options, window):
-    c = dataclasses.replace(CONFIG, **options)
-    q, k, v, pull = arrays(tokens)
-    ids = segments(tokens)
-    mask = attention_mask(ids, ids, jnp.zeros((), jnp.int32), window)
-    real = (ids > 0)[:, :, None, None]
+    check(tokens, 1, window, dataclasses.replace(CONFIG, **options))
 
-    def both(f):
-        answer = lambda *x: jnp.where(real, f(*x, mask, c), 0)
-        return quick_jit(lambda *x: (answer(*x), jax.vjp(answer, *x)[1](pull)))
 
-    chex.assert_trees_all_close(
-        both(attend)(q, k, v), both(plain)(q, k, v), rtol=1e-5, atol=3e-5
-    )
+# Blocks of 8, of as many over more devices, one of 72, and a row that stays whole.
+@pytest.mark.parametrize("tokens, sequence", [(64, 2), (64, 4), (72, 4), (65, 2)])
+def test_cut_rows_change_nothing(tokens, sequence):
+    check(tokens, sequence, 40, dataclasses.replace(CONFIG, attn_softcap=3.0))
 
 
 def test_padding_gets_a_finite_number_and_passes_no_gradient():
     q, k, v, pull = arrays(70)
     ids = segments(70)
-    mask = attention_mask(ids, ids, jnp.zeros((), jnp.int32))
+    masks = block_masks(ids)
     padding = (ids == 0)[:, :, None, None]
-    answer, back = jax.vjp(lambda q, k, v: attend(q, k, v, mask, CONFIG), q, k, v)
+    answer, back = jax.vjp(lambda q, k, v: attend(q, k, v, masks, CONFIG), q, k, v)
     assert jnp.isfinite(answer).all()
     for gradient in back(jnp.where(padding, pull, 0)):
         np.testing.assert_array_equal(gradient, 0)
@@ -75,8 +102,8 @@ def test_padding_gets_a_finite_number_and_passes_no_gradient():
 
 def test_bfloat16_stays_near_float32():
     q, k, v, pull = arrays(150, dtype=jnp.bfloat16)
-    mask = attention_mask(segments(150), segments(150), jnp.zeros((), jnp.int32))
-    run = lambda *x: jax.vjp(lambda q, k, v: attend(q, k, v, mask, CONFIG), *x)
+    masks = block_masks(segments(150))
+    run = lambda *x: jax.vjp(lambda q, k, v: attend(q, k, v, masks, CONFIG), *x)
     answer, back = run(q, k, v)
     wide, wide_back = run(*(x.astype(jnp.float32) for x in (q, k, v)))
     found = (answer, *back(pull))

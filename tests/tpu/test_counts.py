@@ -11,6 +11,7 @@ from jax.experimental import topologies
 
 from rlhf_jax.models import CausalLM, TransformerConfig, init_params
 from tpu.collectives import sent
+from tpu.context import count, square
 from tpu.cost import flops, products
 from tpu.flops import logits_arrays, own_flops
 from tpu.hlo import parse
@@ -148,6 +149,11 @@ def test_other_arrays_are_not(shape):
     assert not logits_arrays(_one_array(shape), MODEL, rows=2)
 
 
+@pytest.mark.parametrize("shape, found", [("8,8", 1), ("9,2,8", 1), ("8,7", 0)])
+def test_arrays_of_every_two_tokens_are_found(shape, found):
+    assert len(square(_one_array(shape), tokens=8)) == found
+
+
 def _one_array(shape):
     return parse(f"ENTRY %main () -> f32[1] {{\n  %x = f32[{shape}] iota()\n}}")
 
@@ -164,6 +170,21 @@ def test_a_device_does_the_same_among_four_and_eight(mesh):
         counted.append((flops(program), whole))
     four, eight = counted
     assert eight == pytest.approx(four, rel=0.05)
+
+
+def test_a_device_holds_its_part_of_long_rows():
+    """Two rows of 512 tokens: an n-th of what one device holds, and of its work.
+
+    Keys or values of a layer are 2 · 512 · 16 numbers, 66 kB. They are gathered twice,
+    (n − 1) / n sent each time, and their gradients summed, twice as much: 3 layers ·
+    2 · 4 · 66 · ¾ = 1,180 kB. Queries and what they get change places, weights are
+    small; sums by block, or queries by collective-permute, are several MB.
+    """
+    one, four = (count(MODEL, n, tokens=512, rows=2) for n in (1, 4))
+    assert four["beside_mb"] < 0.35 * one["beside_mb"]
+    assert four["gflop"] == pytest.approx(one["gflop"] / 4, rel=0.02)
+    assert four["square"] == 0
+    assert 1.18 < four["sent_mb"] < 2
 
 
 def test_spread_is_of_more_than_two_devices():
