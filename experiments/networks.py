@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 
@@ -31,23 +31,14 @@ from rlhf_jax.rewards import (
     normalize_scores,
     sequence_scores,
 )
-from rlhf_jax.steps import PPOConfig, TrainState
+from rlhf_jax.steps import GroupConfig, PPOConfig, TrainState
 from rlhf_jax.types import ApplyFn, Array, Params, TokenBatch, join_params
 
-
-class Given(NamedTuple):
-    """What PPO is given."""
-
-    policy: Stage
-    reward: Stage | RewardFunction
-    gold: RewardFunction | None
-    ppo: PPOConfig  # with the policy's stop tokens and padding
-    loader: Any  # of prompts
-    asked: TokenBatch  # held-out prompts
+Algorithm = TypeVar("Algorithm", PPOConfig, GroupConfig)
 
 
 class Networks(NamedTuple):
-    """Policy and critic under training, and the reference."""
+    """Policy and critic, if there is one, under training, and the reference."""
 
     apply_fn: ApplyFn
     ref_apply_fn: ApplyFn
@@ -93,24 +84,29 @@ def load_reward(
 def make_networks(
     policy: Stage,
     reward: Stage | RewardFunction,
-    critic: Literal["reward", "head"],
+    critic: Literal["reward", "head"] | None,
     adapters: lora.LoraConfig | None,
     cache_dtype: CacheDType | None,
     *,
     key: Array,
 ) -> Networks:
-    """The policy with the critic that is asked for; with adapters, they are trained."""
+    """The policy with the critic that is asked for, if any; adapters alone are trained,
+    where there are some.
+    """
     ref_apply_fn = policy_apply(policy.model)
     sample_fn = policy_apply(dataclasses.replace(policy.model, cache_dtype=cache_dtype))
     trained, frozen = split_params(policy.params, adapters, key=key)
-    if critic == "head":
-        head = init_head(ActorCritic(policy.model), "value_head", key=key)
+    if critic != "reward":
+        head = {}
+        if critic == "head":
+            network = ActorCritic(policy.model)
+            head = {"value_head": init_head(network, "value_head", key=key)}
         return Networks(
-            actor_critic_apply(policy.model),
+            actor_critic_apply(policy.model) if head else ref_apply_fn,
             ref_apply_fn,
             sample_fn,
             layout=decode_layout,
-            params=trained | {"value_head": head},
+            params=trained | head,
             frozen=frozen,
             params_path="params",
             judge=reward.whole() if isinstance(reward, Stage) else None,
@@ -173,25 +169,25 @@ def normalize_reward(
 
 
 def fit_to_policy(
-    ppo: PPOConfig, policy: Stage, prompt_length: int, stop_text: str | None
-) -> PPOConfig:
+    algorithm: Algorithm, policy: Stage, prompt_length: int, stop_text: str | None
+) -> Algorithm:
     """The algorithm with the policy's stop tokens and padding.
 
     Raises:
       UserError: prompt and response do not fit the policy's context.
     """
-    context, budget = policy.model.max_length, ppo.sampling.max_new_tokens
+    context, budget = policy.model.max_length, algorithm.sampling.max_new_tokens
     sampling = dataclasses.replace(
-        ppo.sampling,
-        stop_ids=ppo.sampling.stop_ids or stop_ids(policy, stop_text),
+        algorithm.sampling,
+        stop_ids=algorithm.sampling.stop_ids or stop_ids(policy, stop_text),
         pad_id=pad_id(policy.tokenizer),
     )
     if prompt_length + budget > context:
         raise UserError(
-            f"prompt_length = {prompt_length} and ppo.sampling.max_new_tokens = "
+            f"prompt_length = {prompt_length} and sampling.max_new_tokens = "
             f"{budget} exceed the policy's context of {context} tokens; shorten one"
         )
-    return dataclasses.replace(ppo, sampling=sampling)
+    return dataclasses.replace(algorithm, sampling=sampling)
 
 
 def stop_ids(policy: Stage, stop_text: str | None) -> tuple[int, ...]:

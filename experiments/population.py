@@ -21,14 +21,14 @@ from rlhf_jax.models import (
 from rlhf_jax.optim import OptimConfig, make_tunable_optimizer
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
-    GRPOConfig,
+    GroupConfig,
     KLConfig,
     PPOConfig,
     RewardFn,
     TrainState,
     create_policy_state,
     create_state,
-    grpo_iteration,
+    group_iteration,
     ppo_iteration,
 )
 from rlhf_jax.types import Array, Metrics, Params, Rollout, TokenBatch
@@ -64,7 +64,7 @@ class Config:
         epochs=1,
     )
     """PPO's settings."""
-    grpo: GRPOConfig = GRPOConfig(
+    grpo: GroupConfig = GroupConfig(
         sampling=SamplingConfig(max_new_tokens=8, completions=4), epochs=1
     )
     """GRPO's settings."""
@@ -118,7 +118,7 @@ class Config:
             )
 
     @property
-    def settings(self) -> PPOConfig | GRPOConfig:
+    def settings(self) -> PPOConfig | GroupConfig:
         """Those of the algorithm that is asked for."""
         return self.ppo if self.algorithm == "ppo" else self.grpo
 
@@ -168,7 +168,7 @@ def iteration(
         return ppo_iteration(
             state, prompts, ref_params, config=config.ppo, **networks, **given
         )
-    return grpo_iteration(
+    return group_iteration(
         state, prompts, ref_params, config=config.grpo, **networks, **given
     )
 

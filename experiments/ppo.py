@@ -18,12 +18,11 @@ from typing import Literal
 import jax
 
 from experiments import cli
-from experiments.inputs import DataConfig, read_prompts
 from experiments.logs import ShowRollout, due, run_log, show_plan
-from experiments.networks import Given, fit_to_policy, load_reward, make_networks
+from experiments.networks import make_networks
+from experiments.online import OnlineConfig, read
 from experiments.rollouts import gold_score, make_experience, make_packing, make_scorer
 from experiments.runs import (
-    RunConfig,
     check_batches,
     check_micro_batches,
     on_batches,
@@ -31,12 +30,10 @@ from experiments.runs import (
     save_state,
 )
 from experiments.samples import evaluate_policy, report_samples
-from experiments.stages import load_policy, save_model_files
-from rlhf_jax.models import CacheDType
-from rlhf_jax.optim import OptimConfig, make_optimizer
+from experiments.stages import save_model_files
+from rlhf_jax.optim import make_optimizer
 from rlhf_jax.parallel import local_devices, replicate
 from rlhf_jax.report import write_report
-from rlhf_jax.rewards import ScoreKind, load_reward_function
 from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import PPO_PRESETS, KLConfig, PPOConfig, create_policy_state
@@ -44,55 +41,21 @@ from rlhf_jax.steps.policy import policy_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunConfig):
+class Config(OnlineConfig):
     """PPO from human feedback."""
 
     run_dir: Path = Path("runs/ppo")
     """Where checkpoints, metrics, samples and the report go."""
-    policy: Path = Path("runs/sft")
-    """The policy to start from, which stays the reference: run directory, checkpoint of
-    transformers or hub id."""
-    reward: str = "runs/reward"
-    """A reward model: run directory or checkpoint; or a function, module:function."""
-    reward_kind: ScoreKind = "score"
-    """What of a reward model is the reward; logit or probability for classifiers."""
-    reward_label: str | None = None
-    """Which label of a classifier is the good one: its name or index."""
-    gold: str | None = None
-    """The truth, as module:function, where it is known: logged, never trained on."""
-    data: DataConfig = DataConfig("tfds:tiny_reviews/prompts:train")
-    """Prompts."""
-    prompt_words: int | None = None
-    """Takes this many first words of a text column; none reads a prompt column."""
-    prompt_length: int = 12
-    """Tokens of a prompt at most."""
     ppo: PPOConfig = PPOConfig(
         sampling=SamplingConfig(max_new_tokens=24), kl=KLConfig(coef=0.1)
     )
     """The algorithm."""
-    stop_text: str | None = None
-    """Tokens of this text end a response, too, besides the end token."""
-    pack_length: int | None = None
-    """Tokens of a row that episodes share in the updates; none gives each its own."""
-    prompt_buckets: tuple[int, ...] = ()
-    """Widths below prompt_length; a batch gets the least that holds its prompts."""
-    cache_dtype: CacheDType | None = None
-    """Of keys and values while sampling; none for that of the activations."""
     critic: Literal["reward", "head"] = "reward"
     """A network of its own from the reward model, or a head on the policy's trunk."""
-    optim: OptimConfig = OptimConfig(learning_rate=3e-4, schedule="linear", eps=1e-5)
-    """Optimiser and schedule."""
-    episodes: int = 5_120
-    """Episodes in all."""
-    batch_size: int = 128
-    """Episodes an iteration, all devices together."""
-    eval_samples: int = 256
-    """Samples of the policy before and after training."""
-    save_every: int = 20
-    """Iterations between checkpoints."""
 
     def __post_init__(self):
-        check_batches(self.ppo, self.episodes, self.batch_size, self.eval_samples)
+        sampling = self.ppo.sampling
+        check_batches(sampling, self.episodes, self.batch_size, self.eval_samples)
 
 
 def main(config: Config) -> dict[str, float]:
@@ -103,7 +66,7 @@ def main(config: Config) -> dict[str, float]:
     check_micro_batches(config.ppo.micro_batches, rows=rows, devices=devices)
 
     # 1. Earlier stages and prompts: all is read before anything is compiled.
-    policy, reward, gold, ppo, loader, asked = read(config)
+    policy, reward, gold, ppo, loader, asked = read(config, config.ppo)
     tokenizer, model, lora = policy.tokenizer, policy.model, config.lora.config()
     length = config.prompt_length + ppo.sampling.max_new_tokens
     pack = make_packing(
@@ -173,26 +136,6 @@ def main(config: Config) -> dict[str, float]:
                 save_state(run_dir, step, state, loader)
     write_report(run_dir)
     return report_samples(run_dir, before, evaluate(state))
-
-
-def read(config: Config) -> Given:
-    """The earlier stages, the prompts, and the algorithm with the policy's tokens."""
-    policy = load_policy(config.policy, config.pretrained)
-    judged_by = config.reward, config.reward_kind, policy, config.pretrained
-    reward = load_reward(*judged_by, config.reward_label)
-    gold = None if config.gold is None else load_reward_function(config.gold)
-    ppo = fit_to_policy(config.ppo, policy, config.prompt_length, config.stop_text)
-    prompts = read_prompts(
-        config.data,
-        policy.tokenizer,
-        words=config.prompt_words,
-        lengths=(*config.prompt_buckets, config.prompt_length),
-        seed=config.seed,
-    )
-    completions = ppo.sampling.completions
-    loader = prompts.loader(config.batch_size // completions, seed=config.seed)
-    asked = prompts.held_out_batch(config.eval_samples // completions)
-    return Given(policy, reward, gold, ppo, loader, asked)
 
 
 if __name__ == "__main__":

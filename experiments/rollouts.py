@@ -20,10 +20,17 @@ from rlhf_jax.rewards import (
     call_reward_function,
     learned_reward,
 )
-from rlhf_jax.steps import PolicyState, PPOConfig, experience_step, sample_step
+from rlhf_jax.steps import (
+    GroupConfig,
+    GroupExperience,
+    PPOConfig,
+    TrainState,
+    experience_step,
+    group_experience_step,
+    sample_step,
+)
 from rlhf_jax.types import (
     Array,
-    Experience,
     Metrics,
     Params,
     Rollout,
@@ -107,19 +114,19 @@ class Sampled(NamedTuple):
 
     rollout: Rollout
     scores: Array  # [N, B/N]
-    experience: Experience
+    experience: Any  # Experience or GroupExperience
     metrics: Metrics
 
 
 def make_experience(
     nets: Networks,
-    ppo: PPOConfig,
+    algorithm: PPOConfig | GroupConfig,
     score: Callable[[Rollout], Array],
     ref_params: Params,
     frozen: Params | None,
     devices: Devices,
     report: Callable[..., None] | None = None,
-) -> Callable[[PolicyState, TokenBatch, Array], Sampled]:
+) -> Callable[[TrainState, TokenBatch, Array], Sampled]:
     """A function ``(state, prompts, key)``: samples, scores, compares, looks ahead.
 
     The parameters are those on every device. ``report`` is told how a rollout goes on.
@@ -127,19 +134,21 @@ def make_experience(
     sample = functools.partial(
         sample_step,
         apply_fn=nets.sample_fn,
-        config=ppo.sampling,
+        config=algorithm.sampling,
         layout=nets.layout,
         report=report,
     )
     prepare = functools.partial(
-        experience_step, ref_apply_fn=nets.ref_apply_fn, config=ppo
+        experience_step if isinstance(algorithm, PPOConfig) else _without_critic,
+        ref_apply_fn=nets.ref_apply_fn,
+        config=algorithm,
     )
     sample = data_parallel(sample, devices, in_axes=(None, 0, 0, None), out_axes=0)
     prepare = data_parallel(
         prepare, devices, in_axes=(None, None, 0, 0, None), out_axes=(0, None)
     )
 
-    def experience_of(state: PolicyState, prompts: TokenBatch, key: Array) -> Sampled:
+    def experience_of(state: TrainState, prompts: TokenBatch, key: Array) -> Sampled:
         rows = np.arange(prompts.tokens.shape[0], dtype=np.int32)
         asked = shard((prompts, rows), devices)
         rollout = sample(state.params, *asked, frozen, key=key)
@@ -150,21 +159,34 @@ def make_experience(
     return experience_of
 
 
+def _without_critic(
+    state: TrainState,
+    ref_params: Params,
+    rollout: Rollout,
+    scores: Array,
+    frozen: Params | None,
+    **options: Any,
+) -> tuple[GroupExperience, Metrics]:
+    """`group_experience_step`, which does not ask the policy again."""
+    del state, frozen
+    return group_experience_step(ref_params, rollout, scores, **options)
+
+
 def make_packing(
     width: int | None,
-    ppo: PPOConfig,
+    algorithm: PPOConfig | GroupConfig,
     episodes: int,
     length: int,
     context: int,
     devices: Devices,
-) -> Callable[[Experience], Experience]:
+) -> Callable[[Any], Any]:
     """A function that lays a sharded batch's episodes into fewer rows, for the updates.
 
     An update is compiled for each number of rows: at most eight of them come about.
 
     Args:
       width: columns of a row that episodes share; None leaves each its own.
-      ppo: into how many parts the updates cut the rows.
+      algorithm: into how many parts the updates cut the rows.
       episodes: of a batch.
       length: tokens of an episode at most.
       context: most tokens of a row that the network takes.
@@ -176,11 +198,11 @@ def make_packing(
     if width is None:
         return lambda experience: experience
     check_pack_length(width, least=length, most=context)
-    parts = len(devices) * ppo.minibatches * ppo.micro_batches
+    parts = len(devices) * algorithm.minibatches * algorithm.micro_batches
     most = math.ceil(episodes / (width // length))  # rows, all episodes at full length
     multiple = parts * math.ceil(most / (8 * parts))
 
-    def pack(experience: Experience) -> Experience:
+    def pack(experience: Any) -> Any:
         packed = pack_experience(unshard(experience), width=width, multiple=multiple)
         return shard(packed, devices)
 

@@ -10,7 +10,7 @@ from rlhf_jax import checkpoint
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import DType, lora
 from rlhf_jax.parallel import Devices, data_parallel
-from rlhf_jax.steps import PPOConfig
+from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.tracking import TrackingConfig
 from rlhf_jax.types import Array, Params
 
@@ -150,7 +150,7 @@ def check_micro_batches(parts: int, *, rows: int, devices: Devices) -> None:
 
 
 def check_batches(
-    ppo: PPOConfig, episodes: int, batch_size: int, eval_samples: int
+    sampling: SamplingConfig, episodes: int, batch_size: int, eval_samples: int
 ) -> None:
     """Refuses what does not fill a batch, or does not hold whole groups of completions.
 
@@ -163,10 +163,10 @@ def check_batches(
             f"batch_size = {batch_size}"
         )
     for name, count in (("batch_size", batch_size), ("eval_samples", eval_samples)):
-        if count % ppo.sampling.completions:
+        if count % sampling.completions:
             raise UserError(
                 f"{name} = {count}: expected a multiple of "
-                f"ppo.sampling.completions = {ppo.sampling.completions}"
+                f"sampling.completions = {sampling.completions}"
             )
 
 

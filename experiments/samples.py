@@ -11,7 +11,7 @@ from experiments.rollouts import Sampled, decode
 from rlhf_jax.parallel import unshard
 from rlhf_jax.rewards import RewardFunction, call_reward_function
 from rlhf_jax.rundir import save_json
-from rlhf_jax.steps import PolicyState
+from rlhf_jax.steps import TrainState
 from rlhf_jax.terminal import print_table, samples_table
 from rlhf_jax.types import Array, TokenBatch
 
@@ -37,9 +37,10 @@ class Evaluation(NamedTuple):
     def summary(self) -> dict[str, float]:
         """The numbers that LABELS names."""
         numbers = {} if self.gold is None else {"gold": float(self.gold.mean())}
+        numbers["reward"] = float(self.scores.mean())
+        if "objective/kl" in self.metrics:  # else there is no reference
+            numbers["kl"] = self.metrics["objective/kl"]
         return numbers | {
-            "reward": float(self.scores.mean()),
-            "kl": self.metrics["objective/kl"],
             "distinct": len(set(self.completions)) / len(self.completions),
             "response_length": self.metrics["rollout/response_length"],
             "ended": self.metrics["rollout/ended"],
@@ -55,12 +56,12 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_policy(
-    experience_of: Callable[[PolicyState, TokenBatch, Array], Sampled],
+    experience_of: Callable[[TrainState, TokenBatch, Array], Sampled],
     prompts: TokenBatch,
     key: Array,
     tokenizer: Any,
     gold: RewardFunction | None,
-    state: PolicyState,
+    state: TrainState,
 ) -> Evaluation:
     """Samples of the policy, the same randomness each time."""
     sampled = experience_of(state, prompts, key)

@@ -32,7 +32,7 @@ from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import Devices, data_parallel, replicate, shard, unshard
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
-    GRPOConfig,
+    GroupConfig,
     KLConfig,
     PPOConfig,
     PreferenceConfig,
@@ -40,7 +40,7 @@ from rlhf_jax.steps import (
     create_policy_state,
     create_state,
     group_experience_step,
-    grpo_step,
+    group_step,
     pairwise_terms,
     policy_step,
     preference_step,
@@ -192,7 +192,7 @@ def grpo(model: TransformerConfig, devices: Devices, *, beta: float) -> Workload
     ``beta`` weighs the KL to the reference; at 0 there is no reference.
     """
     sampling = SamplingConfig(max_new_tokens=GRPO_NEW, completions=GRPO_COMPLETIONS)
-    config = GRPOConfig(sampling=sampling, kl_coef=beta, epochs=1, minibatches=1)
+    config = GroupConfig(sampling=sampling, kl_coef=beta, epochs=1, minibatches=1)
     apply_fn, params = policy_apply(model), _policy(model)
     ref_params = replicate(params, devices) if beta else None
     state = create_state(apply_fn, params, make_optimizer(ADAMW, 1))
@@ -205,7 +205,7 @@ def grpo(model: TransformerConfig, devices: Devices, *, beta: float) -> Workload
         group_experience_step, ref_apply_fn=apply_fn, config=config
     )
     prepare = data_parallel(prepare, devices, in_axes=(None, 0, 0), out_axes=(0, None))
-    update = functools.partial(grpo_step, config=config)
+    update = functools.partial(group_step, config=config)
     update = data_parallel(
         update, devices, in_axes=(None, 0), out_axes=None, donate_state=True
     )

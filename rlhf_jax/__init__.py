@@ -66,8 +66,8 @@ from rlhf_jax.ops import (
 from rlhf_jax.rewards import learned_reward, normalize_scores, sequence_scores
 from rlhf_jax.sampling import SamplingConfig, generate
 from rlhf_jax.steps import (
+    GroupConfig,
     GroupExperience,
-    GRPOConfig,
     KLConfig,
     PolicyState,
     PPOConfig,
@@ -75,7 +75,7 @@ from rlhf_jax.steps import (
     TrainState,
     experience_step,
     group_experience_step,
-    grpo_step,
+    group_step,
     policy_forward,
     policy_step,
     preference_step,
@@ -99,7 +99,7 @@ from rlhf_jax.types import (
 __all__ = [
     "ApplyFn",
     "Experience",
-    "GRPOConfig",
+    "GroupConfig",
     "GroupExperience",
     "KLConfig",
     "Metrics",
@@ -135,7 +135,7 @@ __all__ = [
     "generate",
     "group_advantages",
     "group_experience_step",
-    "grpo_step",
+    "group_step",
     "gspo_loss",
     "implicit_reward",
     "importance_weights",

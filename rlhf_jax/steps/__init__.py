@@ -11,11 +11,11 @@ from rlhf_jax.steps.config import (
 from rlhf_jax.steps.forward import policy_forward
 from rlhf_jax.steps.group import (
     GroupExperience,
-    GRPOConfig,
     group_experience_step,
-    grpo_step,
+    group_step,
 )
-from rlhf_jax.steps.iteration import RewardFn, grpo_iteration, ppo_iteration
+from rlhf_jax.steps.group_config import GROUP_PRESETS, GroupConfig
+from rlhf_jax.steps.iteration import RewardFn, group_iteration, ppo_iteration
 from rlhf_jax.steps.policy import policy_step, ppo_update
 from rlhf_jax.steps.preference import (
     PreferenceConfig,
@@ -46,9 +46,10 @@ from rlhf_jax.steps.state import (
 )
 
 __all__ = [
+    "GROUP_PRESETS",
     "PPO_PRESETS",
     "REWARD_PRESETS",
-    "GRPOConfig",
+    "GroupConfig",
     "GroupExperience",
     "KLConfig",
     "PPOConfig",
@@ -66,8 +67,8 @@ __all__ = [
     "episode_kl",
     "experience_step",
     "group_experience_step",
-    "grpo_iteration",
-    "grpo_step",
+    "group_iteration",
+    "group_step",
     "pairwise_terms",
     "policy_forward",
     "policy_step",

@@ -1,73 +1,38 @@
-"""GRPO: several responses a prompt, compared with each other, in place of a critic."""
+"""Several responses a prompt, compared with each other, in place of a critic."""
 
 import dataclasses
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rlhf_jax.errors import UserError
 from rlhf_jax.masking import masked_sum
-from rlhf_jax.ops.advantages import GroupScale, group_advantages
+from rlhf_jax.ops.advantages import (
+    group_advantages,
+    informative_groups,
+    leave_one_out_advantages,
+)
 from rlhf_jax.ops.kl import kl_estimate
-from rlhf_jax.ops.policy_loss import ppo_loss
-from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.ops.length_penalty import overlong_penalty
+from rlhf_jax.ops.policy_loss import (
+    cispo_loss,
+    gspo_loss,
+    policy_gradient_loss,
+    ppo_loss,
+    ratio_metrics,
+)
+from rlhf_jax.ops.reduction import loss_weights
 from rlhf_jax.steps.forward import policy_forward
+from rlhf_jax.steps.group_config import GroupConfig
 from rlhf_jax.steps.minibatches import gather, in_minibatches
 from rlhf_jax.steps.rollout import episode_kl
 from rlhf_jax.steps.state import TrainState, apply_loss
 from rlhf_jax.types import ApplyFn, Array, Metrics, Params, Rollout, join_params
 
 
-@dataclasses.dataclass(frozen=True)
-class GRPOConfig:
-    """GRPO (arXiv:2402.03300); scale none for Dr. GRPO's advantages (2503.20783).
-
-    Raises:
-      UserError: a value that no training can have; the message names the option.
-
-    >>> sampling = SamplingConfig(max_new_tokens=24, completions=8)
-    >>> GRPOConfig(sampling).kl_coef
-    0.04
-    """
-
-    sampling: SamplingConfig
-    """Response budget, temperature (of every log-prob); completions: the group size."""
-    kl_coef: float = 0.04
-    """Weight of the k3 estimate in the loss; 0 needs no reference policy."""
-    epochs: int = 1
-    """Passes over each batch of episodes."""
-    minibatches: int = 1
-    """Updates a pass."""
-    micro_batches: int = 1
-    """Parts of an update's rows on a device, computed one after the other."""
-    clip_eps: float = 0.2
-    """Clip range of the policy's probability ratio."""
-    scale: GroupScale = "std"
-    """What advantages are divided by: the group's deviation, nothing, the batch's."""
-
-    def __post_init__(self):
-        sizes = {
-            "epochs": (self.epochs, 1),
-            "minibatches": (self.minibatches, 1),
-            "micro_batches": (self.micro_batches, 1),
-            "sampling.completions": (self.sampling.completions, 2),
-        }
-        for name, (value, least) in sizes.items():
-            if value < least:
-                raise UserError(f"{name} = {value}: expected {least} or more")
-        if not self.kl_coef >= 0:
-            raise UserError(f"kl_coef = {self.kl_coef}: expected 0 or more")
-        if not self.clip_eps > 0:
-            raise UserError(f"clip_eps = {self.clip_eps}: expected more than 0")
-        if self.scale not in get_args(GroupScale):
-            raise UserError(f"scale = {self.scale!r}: expected std, none or batch")
-
-
 @struct.dataclass
 class GroupExperience:
-    """A rollout with what a GRPO update needs; the rows of a group are adjacent."""
+    """A rollout with what an update needs; the rows of a group are adjacent."""
 
     rollout: Rollout
     ref_logprobs: Array | None  # [B, T] float32 nats; None without a KL term
@@ -81,69 +46,79 @@ def group_experience_step(
     scores: Array,
     *,
     ref_apply_fn: ApplyFn,
-    config: GRPOConfig,
+    config: GroupConfig,
     axis_name: str | None = None,
 ) -> tuple[GroupExperience, Metrics]:
     """What an update needs: reference log-probs, advantages within the group.
 
-    Shao et al. 2024, arXiv:2402.03300, §4.1. Advantages come from the scores of the
-    global batch, so that a group may lie on two devices.
+    Âᵢ compares sᵢ + overlong penalty − β Σₜ k1 with the group, the last two where
+    config says so. Shao et al. 2024, arXiv:2402.03300, §4.1; see `GROUP_PRESETS`.
+    Advantages come from the scores of the global batch, so that a group may lie on two
+    devices.
 
     Args:
       ref_params: of the reference policy; not looked at if ``kl_coef`` is 0.
       rollout: [B, T], the responses to a prompt in adjacent rows.
       scores: [B] float, one number a sequence.
       ref_apply_fn: the reference policy; not called if ``kl_coef`` is 0.
-      config: group size, scale of the advantages, temperature.
+      config: group size, advantages, KL and length penalty, temperature.
       axis_name: the mapped axis over whose devices the batch is spread, or None.
 
     Returns:
-      GroupExperience, 0 outside the mask; and the metrics ``objective/*``,
-      ``rollout/*`` and ``group/*`` of the global batch (docs/metrics).
+      GroupExperience, 0 outside the mask, its mask empty in groups that are skipped;
+      and the metrics ``objective/*``, ``rollout/*`` and ``group/*`` of the global batch
+      (docs/metrics), of the scores as they are given.
 
     Raises:
       ValueError: the group size does not divide the global batch.
     """
-    scores = scores.astype(jnp.float32)
+    scores, mask = scores.astype(jnp.float32), rollout.batch.mask
+    size, count = config.sampling.completions, scores.shape[0]
+    start = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
+    here = lambda x: jax.lax.dynamic_slice_in_dim(x, start, count)
+    ref_logprobs = _reference(ref_apply_fn, ref_params, rollout, config)
     every = gather(scores, axis_name)
-    size = config.sampling.completions
-    advantages = group_advantages(every, group_size=size, scale=config.scale)
-    if axis_name is not None:
-        start = jax.lax.axis_index(axis_name) * scores.shape[0]
-        advantages = jax.lax.dynamic_slice_in_dim(advantages, start, scores.shape[0])
+    compared = _compared(scores, rollout, ref_logprobs, config)
+    advantages = here(_advantages(gather(compared, axis_name), config))
     experience = GroupExperience(
         rollout=rollout,
-        ref_logprobs=_reference(ref_apply_fn, ref_params, rollout, config),
-        advantages=jnp.where(rollout.batch.mask, advantages[:, None], 0.0),
+        ref_logprobs=ref_logprobs,
+        advantages=jnp.where(mask, advantages[:, None], 0.0),
         scores=scores,
     )
     experience = jax.lax.stop_gradient(experience)
     metrics = _objective_metrics(experience).reduce(axis_name)
-    return experience, metrics + _group_metrics(every.reshape(-1, size))
+    metrics += _group_metrics(every.reshape(-1, size))
+    if config.skip_equal:
+        taught = here(informative_groups(every, group_size=size))
+        batch = dataclasses.replace(rollout.batch, mask=mask & taught[:, None])
+        updated = dataclasses.replace(rollout, batch=batch)
+        experience = dataclasses.replace(experience, rollout=updated)
+    return experience, metrics
 
 
-def grpo_step(
+def group_step(
     state: TrainState,
     experience: GroupExperience,
     frozen: Params | None = None,
     *,
     key: Array,
-    config: GRPOConfig,
+    config: GroupConfig,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Epochs × minibatches updates of L = L_clip(Âᵢ) + β · k3(π, π_ref).
+    """Epochs × minibatches updates of L = Σ wₜ (Lₜ(Âᵢ) + β · KLₜ) / Σ count.
 
-    Shao et al. 2024, arXiv:2402.03300, eq. 3. The loss is the mean over the tokens of
-    the global minibatch: every token counts alike, where eq. 3 first averages over each
-    response. Minibatches are drawn from the global batch, each anew in every epoch, so
-    that the result does not depend on the number of devices.
+    Shao et al. 2024, arXiv:2402.03300, eq. 3, and its relatives: Lₜ is the surrogate
+    that the config names, w and count are those of `ops.loss_weights`. Minibatches are
+    drawn from the global batch, each anew in every epoch, so that the result does not
+    depend on the number of devices.
 
     Args:
       state: the policy.
       experience: [B, T] a device, rows packed or not.
       frozen: parameters of the policy that are not trained; None where all are.
       key: PRNG key of the permutations, the same on every device.
-      config: epochs, minibatches, clip range, KL coefficient.
+      config: epochs, minibatches, surrogate, reduction, KL coefficient.
       axis_name: the mapped axis over whose devices the batch is spread, or None.
 
     Returns:
@@ -154,7 +129,7 @@ def grpo_step(
       ValueError: minibatches do not divide the global batch into equal device parts, or
         a KL term is asked for and the experience has no ref_logprobs.
     """
-    if config.kl_coef and experience.ref_logprobs is None:
+    if _kl_in_loss(config) and experience.ref_logprobs is None:
         raise ValueError(f"kl_coef = {config.kl_coef}: the experience has no reference")
     update = lambda state, minibatch: _update(
         state, minibatch, frozen, config=config, axis_name=axis_name
@@ -169,10 +144,10 @@ def _update(
     minibatch: GroupExperience,
     frozen: Params | None,
     *,
-    config: GRPOConfig,
+    config: GroupConfig,
     axis_name: str | None,
 ) -> tuple[TrainState, Metrics]:
-    """One update of the clipped policy loss plus the KL term."""
+    """One update of the surrogate plus the KL term."""
 
     def loss_fn(params, part):
         rollout, mask = part.rollout, part.rollout.batch.mask
@@ -184,15 +159,20 @@ def _update(
             temperature=config.sampling.temperature,
             kept=rollout.kept,
         ).logprobs
-        terms, metrics = ppo_loss(
-            logprobs, rollout.logprobs, part.advantages, mask, clip_eps=config.clip_eps
-        )
-        ref_logprobs = part.ref_logprobs
-        if config.kl_coef and ref_logprobs is not None:
-            kl = kl_estimate(logprobs, ref_logprobs, kind="k3", mask=mask)
+        terms, metrics = _surrogate(logprobs, part, config)
+        if _kl_in_loss(config):
+            kl = kl_estimate(
+                logprobs, part.ref_logprobs, kind=config.kl_kind, mask=mask
+            )
             terms = terms + config.kl_coef * kl
             metrics = metrics + Metrics.of({"policy/ref_kl": masked_sum(kl, mask)})
-        return *masked_sum(terms, mask), metrics
+        weights, count = loss_weights(
+            mask,
+            rollout.batch.segment_ids,
+            kind=config.reduction,
+            length=config.length,
+        )
+        return jnp.sum(weights * terms), count, metrics
 
     return apply_loss(
         state,
@@ -203,8 +183,56 @@ def _update(
     )
 
 
+def _surrogate(
+    logprobs: Array, part: GroupExperience, config: GroupConfig
+) -> tuple[Array, Metrics]:
+    """[B, T] terms of the loss, 0 where masked, and metrics with those of the ratio."""
+    old_logprobs, batch = part.rollout.logprobs, part.rollout.batch
+    ratio_of = logprobs, old_logprobs, part.advantages, batch.mask
+    bounds = {"clip_eps": config.clip_eps, "clip_eps_high": config.clip_eps_high}
+    match config.surrogate:
+        case "ppo":
+            return ppo_loss(*ratio_of, **bounds, dual_clip=config.dual_clip)
+        case "gspo":
+            return gspo_loss(*ratio_of, batch.segment_ids, **bounds)
+        case "cispo":
+            return cispo_loss(*ratio_of, max_ratio=config.max_ratio)
+        case "policy_gradient":
+            terms, metrics = policy_gradient_loss(logprobs, part.advantages, batch.mask)
+            return terms, metrics + ratio_metrics(logprobs, old_logprobs, batch.mask)
+
+
+def _kl_in_loss(config: GroupConfig) -> bool:
+    return config.kl_coef > 0 and config.kl_in == "loss"
+
+
+def _compared(
+    scores: Array, rollout: Rollout, ref_logprobs: Array | None, config: GroupConfig
+) -> Array:
+    """[B] scores, less what length and distance from the reference cost."""
+    mask = rollout.batch.mask
+    if config.overlong_buffer is not None:
+        scores = scores + overlong_penalty(
+            jnp.sum(mask, axis=1),
+            budget=config.sampling.max_new_tokens,
+            buffer=config.overlong_buffer,
+        )
+    if config.kl_in == "score" and ref_logprobs is not None:
+        kl = kl_estimate(rollout.logprobs, ref_logprobs, kind=config.kl_kind, mask=mask)
+        scores = scores - config.kl_coef * jnp.sum(kl, axis=1)
+    return scores
+
+
+def _advantages(scores: Array, config: GroupConfig) -> Array:
+    """[B] of the global batch's scores."""
+    size = config.sampling.completions
+    if config.advantage == "leave_one_out":
+        return leave_one_out_advantages(scores, group_size=size)
+    return group_advantages(scores, group_size=size, scale=config.scale)
+
+
 def _reference(
-    ref_apply_fn: ApplyFn, ref_params: Params, rollout: Rollout, config: GRPOConfig
+    ref_apply_fn: ApplyFn, ref_params: Params, rollout: Rollout, config: GroupConfig
 ) -> Array | None:
     """[B, T] nats, 0 where masked; None, and no forward pass, without a KL term."""
     if not config.kl_coef:

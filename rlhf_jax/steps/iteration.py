@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps.config import PPOConfig
-from rlhf_jax.steps.group import GRPOConfig, group_experience_step, grpo_step
+from rlhf_jax.steps.group import group_experience_step, group_step
+from rlhf_jax.steps.group_config import GroupConfig
 from rlhf_jax.steps.policy import policy_step
 from rlhf_jax.steps.rollout import experience_step, sample_step
 from rlhf_jax.steps.state import PolicyState, TrainState
@@ -111,7 +112,7 @@ def ppo_iteration(
     return state, objective + improvement
 
 
-def grpo_iteration(
+def group_iteration(
     state: TrainState,
     prompts: TokenBatch,
     ref_params: Params,
@@ -122,12 +123,12 @@ def grpo_iteration(
     sample_fn: ApplyFn,
     ref_apply_fn: ApplyFn,
     reward_fn: RewardFn,
-    config: GRPOConfig,
+    config: GroupConfig,
     layout: Layout = lambda params: params,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One iteration of GRPO: `sample_step`, r(x, y), `group_experience_step`,
-    `grpo_step`.
+    """One iteration of GRPO or a relative: `sample_step`, r(x, y),
+    `group_experience_step`, `group_step`.
 
     Shao et al. 2024, arXiv:2402.03300, algorithm 1. Under ``jax.vmap`` members may
     differ in all arrays, as those of `ppo_iteration`; the KL coefficient is a number of
@@ -150,7 +151,7 @@ def grpo_iteration(
 
     Returns:
       The new state, and the metrics of `group_experience_step` (of the policy before)
-      and of `grpo_step`, over the global batch. Tokens outside the mask have no part.
+      and of `group_step`, over the global batch. Tokens outside the mask have no part.
 
     Raises:
       ValueError: minibatches do not divide the global batch into equal device parts.
@@ -166,10 +167,10 @@ def grpo_iteration(
     >>> params = {"logits": jnp.zeros((2, 2))}
     >>> state, one = create_state(coin, params, optax.sgd(1.0)), jnp.ones((64, 1), int)
     >>> prompts = TokenBatch(one, segment_ids=one, positions=0 * one, mask=one < 1)
-    >>> state, metrics = grpo_iteration(
+    >>> state, metrics = group_iteration(
     ...     state, prompts, params, key=jax.random.key(0), sample_fn=coin,
     ...     ref_apply_fn=coin, reward_fn=lambda _, rollout: rollout.batch.tokens[:, 1],
-    ...     config=GRPOConfig(SamplingConfig(max_new_tokens=1, completions=4)))
+    ...     config=GroupConfig(SamplingConfig(max_new_tokens=1, completions=4)))
     >>> bool(state.params["logits"][1, 1] > 0), metrics.compute()["objective/kl"]
     (True, 0.0)
     """
@@ -192,7 +193,7 @@ def grpo_iteration(
         config=config,
         axis_name=axis_name,
     )
-    state, improvement = grpo_step(
+    state, improvement = group_step(
         state, experience, frozen, key=update_key, config=config, axis_name=axis_name
     )
     return state, objective + improvement

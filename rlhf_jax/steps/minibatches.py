@@ -117,9 +117,13 @@ def minibatch_rows(
 
 
 def first_update(stacked: Metrics) -> Metrics:
-    """The first update's ratio statistics: 1, 0 and 0 if sampling and scoring agree."""
+    """The first update's ratio statistics: 1, 0 and 0 if sampling and scoring agree.
+
+    A loss without a ratio clips nothing: of that there is no number.
+    """
     first = jax.tree.map(lambda x: x[0], stacked)
     names = ("ratio", "approx_kl", "clip_fraction")
+    names = [n for n in names if f"policy/{n}" in first.sums]
     return Metrics.of(
         {
             f"first/{n}": (first.sums[f"policy/{n}"], first.counts[f"policy/{n}"])

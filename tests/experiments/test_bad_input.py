@@ -11,6 +11,7 @@ import pytest
 
 from experiments import cli, ppo, reward_model, sft
 from experiments.inputs import DataConfig
+from rlhf_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,6 +85,11 @@ def test_prompt_longer_than_the_context(toys, tmp_path, capsys, compilations):
     assert not compilations
 
 
+def test_groups_that_do_not_fill_a_batch(toys, tmp_path):
+    with pytest.raises(UserError, match="batch_size = 6: .* sampling.completions = 4"):
+        toys.group(tmp_path, batch_size=6)
+
+
 def test_unknown_preset(toys, tmp_path, capsys):
     message = _error(ppo, toys.ppo(tmp_path), capsys, ["--preset", "openai"])
     assert "--preset openai" in message and "toy, other" in message
@@ -149,7 +155,7 @@ def test_a_value_out_of_range_names_its_option(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["quickstart", "sft", "reward_model", "preference", "ppo"]
+    "script", ["quickstart", "sft", "reward_model", "preference", "ppo", "group"]
 )
 def test_help_explains_itself(script):
     command = [sys.executable, "-m", f"experiments.{script}", "--help"]

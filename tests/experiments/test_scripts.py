@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from experiments import export, ppo, preference, quickstart, reward_model, sft
+from experiments import export, group, ppo, preference, quickstart, reward_model, sft
 from experiments.inputs import DataConfig, read_data
 from experiments.judgements import JUDGEMENTS
 from experiments.runs import LoraOptions
@@ -15,7 +15,7 @@ from rlhf_jax import checkpoint
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import score_apply
 from rlhf_jax.rewards import sequence_scores
-from rlhf_jax.steps import PreferenceConfig
+from rlhf_jax.steps import GROUP_PRESETS, PreferenceConfig
 from rlhf_jax.tracking import read_metrics
 
 
@@ -57,6 +57,51 @@ def test_ppo_trains_and_its_policy_can_be_loaded(toys, tmp_path, critic):
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 8
     # The trained policy is a policy stage: fine-tuning may go on from it.
     sft.main(toys.sft(tmp_path / "more", policy=tmp_path))
+
+
+# One of each surrogate; rloo has the KL in the score.
+@pytest.mark.parametrize("preset", ["grpo", "rloo", "gspo", "cispo"])
+def test_groups_train_a_policy_without_a_critic(toys, tmp_path, preset):
+    config = toys.group(tmp_path / "run", preset)
+    summary = group.main(config)
+    assert summary["after/distinct"] > 0
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["first/ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert rows[0]["first/approx_kl"] < 1e-6
+    assert rows[0]["optim/grad_norm"] > 0
+    if config.group.kl_coef:
+        assert summary["before/kl"] == pytest.approx(0, abs=1e-4)
+        assert summary["after/kl"] != summary["before/kl"]
+    else:  # there is no reference
+        assert "before/kl" not in summary and "objective/kl" not in rows[0]
+    assert len((tmp_path / "run/samples.jsonl").read_text().splitlines()) == 8
+    if preset == "grpo":
+        export.main(export.Config(tmp_path / "run", tmp_path / "out"))
+        card = (tmp_path / "out/README.md").read_text()
+        assert "responses compared in groups (ppo)" in card
+
+
+def test_groups_with_adapters_packed_on_two_devices(toys, tmp_path):
+    """A function as the reward; DAPO's groups of equal scores have no token."""
+    config = toys.group(
+        tmp_path,
+        "dapo",
+        reward="rlhf_jax.data.tiny_reviews:gold_reward",
+        lora=LoraOptions(rank=2),
+        pack_length=128,
+        devices=2,
+    )
+    group.main(config)
+    for row in read_metrics(tmp_path / "metrics.jsonl"):
+        assert row["objective/score"] == pytest.approx(row["objective/gold"])
+    assert load_stage(tmp_path, "policy", option="--policy").adapters is not None
+
+
+def test_every_preset_of_groups_has_a_config():
+    for name, preset in GROUP_PRESETS.items():
+        config = group.Config(group=preset(group.SAMPLING))
+        assert config.batch_size % config.group.minibatches == 0, name
 
 
 def test_preferences_train_a_policy_that_later_stages_load(toys, tmp_path):
@@ -160,7 +205,13 @@ def test_normalized_rewards_have_mean_0_and_std_1(toys, tmp_path):
     assert float(scores.std()) == pytest.approx(1, abs=1e-4)
 
 
-MODULES = {"sft": sft, "reward": reward_model, "preference": preference, "ppo": ppo}
+MODULES = {
+    "sft": sft,
+    "reward": reward_model,
+    "preference": preference,
+    "ppo": ppo,
+    "group": group,
+}
 
 
 @pytest.mark.parametrize("stage", MODULES)

@@ -11,7 +11,7 @@ from experiments.population import Config
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.steps import GRPOConfig, PPOConfig
+from rlhf_jax.steps import GroupConfig, PPOConfig
 from rlhf_jax.tracking import read_metrics
 
 TINY = Config(
@@ -20,7 +20,7 @@ TINY = Config(
     episodes=4,
     prompt_length=2,
     ppo=PPOConfig(SamplingConfig(3), missing_stop="keep", epochs=1),
-    grpo=GRPOConfig(SamplingConfig(3, completions=2)),
+    grpo=GroupConfig(SamplingConfig(3, completions=2)),
     model=TransformerConfig(
         vocab_size=16,
         d_model=8,

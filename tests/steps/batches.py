@@ -1,5 +1,6 @@
 """A step, state and batch of every algorithm, for tests that cut batches into parts."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -34,13 +35,13 @@ from rlhf_jax.models import (
 )
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
+    GROUP_PRESETS,
     GroupExperience,
-    GRPOConfig,
     PPOConfig,
     PreferenceConfig,
     create_policy_state,
     create_state,
-    grpo_step,
+    group_step,
     pairwise_terms,
     policy_step,
     preference_step,
@@ -52,6 +53,7 @@ from rlhf_jax.types import Experience, Rollout
 
 VOCAB, ROWS, LENGTH, WIDTH = 24, 16, 8, 16  # WIDTH of packed rows, of which there are 8
 KINDS = ("sft", "reward", "dpo", "ppo", "grpo")
+RELATIVES = ("gspo", "dr_grpo", "gpg")  # a response's ratio, a constant, no ratio
 MODEL = TransformerConfig(
     vocab_size=VOCAB,
     d_model=16,
@@ -158,10 +160,10 @@ def rollout():
 
 
 def experience(kind, *, packed=False):
-    """PPO's or GRPO's; packed, in eight rows."""
+    """PPO's, or of GRPO and its relatives; packed, in eight rows."""
     per_token = [numbers(seed, ROWS, LENGTH) for seed in range(5, 9)]
     scores = numbers(9, ROWS)
-    if kind == "grpo":
+    if kind in GROUP_PRESETS:
         alone = GroupExperience(rollout(), per_token[0] - 3, per_token[1], scores)
     else:
         alone = Experience(
@@ -199,9 +201,10 @@ def task(kind, parts=1, *, table=True, packed=False) -> tuple[Any, Any, Any]:
         )
         return step, create_state(*use("policy"), tx), pairs(packed=packed)
     cuts: Any = {"epochs": 1, "minibatches": 1, "micro_batches": parts}
-    if kind == "grpo":
-        sampling = SamplingConfig(max_new_tokens=5, completions=2)
-        step = functools.partial(grpo_step, config=GRPOConfig(sampling, **cuts))
+    if kind in GROUP_PRESETS:
+        numbers_of = GROUP_PRESETS[kind](SamplingConfig(5, completions=2))
+        config = dataclasses.replace(numbers_of, **cuts)
+        step = functools.partial(group_step, config=config)
         state = create_state(*use("policy"), tx)
     else:
         step = functools.partial(policy_step, config=PPOConfig(**cuts))

@@ -1,10 +1,11 @@
 """A known truth: what holds a policy with a KL leash must find π* ∝ π_ref · exp(r/β).
 
-PPO from rewards; DPO from preferences that follow them; its relatives what they have
-in place of π*.
+PPO and its relatives without a critic from rewards; DPO from preferences that follow
+them; its relatives what they have in place of π*.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,15 @@ from toys import tabular_params, tabular_policy, token_batch
 
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
+    GROUP_PRESETS,
+    GroupConfig,
     KLConfig,
     PPOConfig,
     PreferenceConfig,
     create_policy_state,
     create_state,
     experience_step,
+    group_iteration,
     policy_step,
     preference_step,
     reference_logps,
@@ -90,6 +94,56 @@ def test_ppo_reaches_the_optimum_in_closed_form(beta):
     best = beta * jax.nn.logsumexp(log_ref + rewards / beta)
     assert float(state.params["values"][0]) == pytest.approx(float(best), abs=0.02)
     np.testing.assert_allclose(found.sum(), 1, rtol=1e-5)
+
+
+GROUP = 4
+K2: Any = {"scale": "none", "kl_kind": "k2"}
+SCORE: Any = {"scale": "none", "kl_kind": "k1", "kl_in": "score"}
+
+
+def _compare(rewards, reference, **changes):
+    """The policy that groups of four make of the reference, one update a batch."""
+    sampling = SamplingConfig(max_new_tokens=1, completions=GROUP)
+    config = GroupConfig(sampling, **changes)
+    tx = optax.adam(optax.linear_schedule(0.1, 0.0, ITERATIONS), eps=1e-5)
+    state = create_state(tabular_policy, reference, tx)
+    prompts = token_batch(jnp.zeros((ROWS // GROUP, 1)))
+    iterate = lambda state, key: group_iteration(
+        state,
+        prompts,
+        reference,
+        key=key,
+        sample_fn=tabular_policy,
+        ref_apply_fn=tabular_policy,
+        reward_fn=lambda _, rollout: rewards[rollout.batch.tokens[:, -1]],
+        config=config,
+    )
+    keys = jax.random.split(jax.random.key(0), ITERATIONS)
+    scan = jax.jit(functools.partial(jax.lax.scan, iterate))
+    return jax.nn.softmax(scan(state, keys)[0].params["logits"][0])
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.0])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        vars(GROUP_PRESETS["rloo"](SamplingConfig(1, completions=GROUP))),
+        SCORE,
+        {**K2, "advantage": "leave_one_out", "reduction": "sequence"},
+        {**K2, "reduction": "constant"},
+    ],
+    ids=["rloo", "grpo-score", "leave-one-out-k2", "dr_grpo-k2"],
+)
+def test_groups_reach_the_optimum_in_closed_form(changes, beta):
+    reference, start, rewards, _ = _bandit()
+    changes = {k: v for k, v in changes.items() if k != "sampling"} | {"kl_coef": beta}
+    found = _compare(jnp.asarray(rewards), reference, **changes)
+    # The mean of a group has the response itself in it, and its score counts
+    # (G − 1)/G: beside a KL in the loss, which counts whole, β is as much larger.
+    alone = changes.get("advantage") == "leave_one_out" or "score" in changes.values()
+    beta = beta if alone else beta * GROUP / (GROUP - 1)
+    optimum = start * np.exp(rewards / beta)
+    _assert_reached(found, optimum / optimum.sum(), start)
 
 
 def _every_pair(wins):
@@ -174,10 +228,8 @@ INVERSES = {
 }
 
 
-@pytest.mark.parametrize("divergence", INVERSES)
-def test_dpo_of_a_divergence_reaches_that_divergence_s_optimum(divergence):
-    beta = 0.3
-    reference, start, rewards, wins = _bandit()
+def _optimum(divergence, start, rewards, beta):
+    """π_ref u(r/β − λ)."""
     inverse, largest = INVERSES[divergence]
     low, high = rewards.max() / beta - largest + 1e-9, 1e3
     for _ in range(100):  # λ for which π sums to 1
@@ -186,6 +238,25 @@ def test_dpo_of_a_divergence_reaches_that_divergence_s_optimum(divergence):
         low, high = (middle, high) if total > 1 else (low, middle)
     optimum = start * inverse(rewards / beta - low)
     np.testing.assert_allclose(optimum.sum(), 1, rtol=1e-6)
+    return optimum
+
+
+def test_k3_in_the_loss_reaches_the_optimum_of_the_forward_kl():
+    """Its gradient is that of KL(π_ref ‖ π), and not of KL(π ‖ π_ref)."""
+    beta = 0.3
+    reference, start, rewards, _ = _bandit()
+    changes: Any = {"scale": "none", "advantage": "leave_one_out", "kl_coef": beta}
+    found = _compare(jnp.asarray(rewards), reference, **changes)
+    _assert_reached(found, _optimum("forward_kl", start, rewards, beta), start)
+    optimum = start * np.exp(rewards / beta)
+    assert 0.5 * np.abs(found - optimum / optimum.sum()).sum() > 0.06
+
+
+@pytest.mark.parametrize("divergence", INVERSES)
+def test_dpo_of_a_divergence_reaches_that_divergence_s_optimum(divergence):
+    beta = 0.3
+    reference, start, rewards, wins = _bandit()
+    optimum = _optimum(divergence, start, rewards, beta)
     config = PreferenceConfig(beta=beta, divergence=divergence)
     found = _prefer(config, wins, reference)
     _assert_reached(found, optimum, start)

@@ -7,7 +7,7 @@ plain batch of rows of their own on one device.
 import chex
 import jax
 import pytest
-from steps.batches import KINDS, assert_same, plain, task
+from steps.batches import KINDS, RELATIVES, assert_same, plain, task
 
 from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard
 from rlhf_jax.sharding import make_mesh, mesh_parallel, place_batch, place_state
@@ -61,6 +61,15 @@ def test_cuts_change_nothing(kind, cut):
 @pytest.mark.parametrize("cut", [(2, "pmap", 2), (4, "mesh", 1)], ids=str)
 def test_cuts_of_rankings_change_nothing(cut):
     assert_same(on_devices(cut, "ranking"), plain("ranking"))
+
+
+@pytest.mark.parametrize("kind", RELATIVES)
+def test_relatives_of_grpo(kind):
+    """Two devices, two parts each; packed rows: gradients of a plain batch."""
+    cut = (2, "pmap", 2)
+    assert_same(on_devices(cut, kind), plain(kind))
+    found = on_devices(cut, kind, table=False, packed=True)
+    assert_same(found, plain(kind, table=False), atol=1e-5)
 
 
 @pytest.mark.parametrize("cut", PACKED, ids=str)

@@ -22,15 +22,15 @@ from rlhf_jax.parallel import (
 )
 from rlhf_jax.sampling import SamplingConfig, generate
 from rlhf_jax.steps import (
-    GRPOConfig,
+    GroupConfig,
     create_state,
     group_experience_step,
-    grpo_step,
+    group_step,
 )
 from rlhf_jax.types import ModelOutput, Rollout
 
 VOCAB, ROWS, SIZE = 6, 32, 4
-CONFIG = GRPOConfig(
+CONFIG = GroupConfig(
     sampling=SamplingConfig(max_new_tokens=5, temperature=0.7, completions=SIZE),
     epochs=2,
     minibatches=2,
@@ -99,7 +99,7 @@ def _iteration(count, config=CONFIG):
     )
     own = {"ref_apply_fn": tabular_policy}
     prepare = bind(group_experience_step, (None, 0, 0), (0, None), **own)
-    update = bind(grpo_step, (None, 0), None)
+    update = bind(group_step, (None, 0), None)
     state, reference = replicate((_state(), _table(2)), devices)
     rollout, scores = shard((_rollout(), SCORES), devices)
     experience, objective = prepare(reference, rollout, scores)
@@ -133,7 +133,7 @@ def test_gradient_equals_finite_differences_of_the_oracle(drawn_by, kl_coef):
     # drawn_by 5 is another policy: ratios far from 1, some of them clipped.
     config = dataclasses.replace(ONE_UPDATE, kl_coef=kl_coef)
     experience, _ = _experience(config, drawn_by)
-    after, metrics = grpo_step(_state(), experience, key=KEY, config=config)
+    after, metrics = group_step(_state(), experience, key=KEY, config=config)
     logits = np.asarray(_table(1)["logits"], np.float64)
     loss = lambda z: oracle(z, experience, config, _table(2)["logits"])
     found, (_, surrogate, k3) = metrics.compute(), loss(logits)
@@ -162,7 +162,7 @@ def test_gradients_do_not_depend_on_the_number_of_devices(count, scale):
     sampling = dataclasses.replace(CONFIG.sampling, completions=8)
     config = dataclasses.replace(ONE_UPDATE, sampling=sampling, scale=scale)
     experience, _ = _experience(config)
-    one, expected = grpo_step(_state(), experience, key=KEY, config=config)
+    one, expected = group_step(_state(), experience, key=KEY, config=config)
     many_experience, (many, objective, metrics) = _iteration(count, config)
     chex.assert_trees_all_close(many_experience, experience, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
@@ -209,7 +209,7 @@ def test_first_ratio_of_what_the_sampler_drew_is_one(keep_sets):
         _table(1), rollout, SCORES, ref_apply_fn=tabular_policy, config=config
     )
     assert objective.compute()["objective/kl"] == pytest.approx(0, abs=1e-5)
-    _, metrics = grpo_step(_state(), experience, key=KEY, config=config)
+    _, metrics = group_step(_state(), experience, key=KEY, config=config)
     found = metrics.compute()
     assert found["first/ratio"] == pytest.approx(1, abs=1e-4)
     assert found["first/ratio_max"] == pytest.approx(1, abs=1e-4)
@@ -251,7 +251,7 @@ def test_groups_of_equal_scores_teach_nothing():
     found = metrics.compute()
     assert found["group/equal"] == 1
     assert found["group/score_std"] == pytest.approx(0, abs=1e-6)
-    after, _ = grpo_step(_state(), experience, key=KEY, config=config)
+    after, _ = group_step(_state(), experience, key=KEY, config=config)
     chex.assert_trees_all_equal(after.params, _table(1))
 
 
@@ -265,7 +265,7 @@ def test_without_a_kl_term_there_is_no_reference():
     with pytest.raises(AssertionError, match="forward pass of the reference"):
         group_experience_step({}, _rollout(), SCORES, ref_apply_fn=never, config=CONFIG)
     with pytest.raises(ValueError, match="kl_coef = 0.04: the experience has no"):
-        grpo_step(_state(), experience, key=KEY, config=CONFIG)
+        group_step(_state(), experience, key=KEY, config=CONFIG)
 
 
 def test_garbage_under_the_mask_changes_nothing():
@@ -290,7 +290,7 @@ def test_garbage_under_the_mask_changes_nothing():
             _table(2), rollout, SCORES, ref_apply_fn=apply_fn, config=CONFIG
         )
         state = _state(apply_fn=apply_fn)
-        after, metrics = grpo_step(state, experience, key=KEY, config=CONFIG)
+        after, metrics = group_step(state, experience, key=KEY, config=CONFIG)
         return after.params, objective, metrics
 
     clean, found = run(rollout, tabular_policy), run(spoilt, noisy)
@@ -308,7 +308,7 @@ def test_masked_episodes_leave_the_parameters_alone():
         ref_apply_fn=tabular_policy,
         config=CONFIG,
     )
-    after, metrics = grpo_step(_state(), experience, key=KEY, config=CONFIG)
+    after, metrics = group_step(_state(), experience, key=KEY, config=CONFIG)
     chex.assert_trees_all_equal(after.params, _table(1))
     assert metrics.compute()["optim/grad_norm"] == 0
 
@@ -316,8 +316,8 @@ def test_masked_episodes_leave_the_parameters_alone():
 def test_frozen_parameters_are_joined_and_stay():
     experience, _ = _experience()
     params = _table(1)
-    whole, _ = grpo_step(_state(), experience, key=KEY, config=CONFIG)
-    part, _ = grpo_step(
+    whole, _ = group_step(_state(), experience, key=KEY, config=CONFIG)
+    part, _ = group_step(
         _state({"logits": params["logits"]}),
         experience,
         {"values": params["values"]},
@@ -335,7 +335,7 @@ def test_one_compilation_serves_all_iterations():
         experience, _ = group_experience_step(
             _table(2), rollout, scores, ref_apply_fn=tabular_policy, config=CONFIG
         )
-        return grpo_step(state, experience, key=key, config=CONFIG)
+        return group_step(state, experience, key=key, config=CONFIG)
 
     state = _state()
     for seed in range(3):
@@ -347,7 +347,7 @@ def test_minibatches_and_groups_must_divide_the_batch():
     config = dataclasses.replace(CONFIG, minibatches=5)
     experience, _ = _experience(config)
     with pytest.raises(ValueError, match="minibatches = 5 of 32 episodes"):
-        grpo_step(_state(), experience, key=KEY, config=config)
+        group_step(_state(), experience, key=KEY, config=config)
     sampling = dataclasses.replace(CONFIG.sampling, completions=5)
     with pytest.raises(ValueError, match="group_size = 5 of 32 scores"):
         _experience(dataclasses.replace(CONFIG, sampling=sampling))

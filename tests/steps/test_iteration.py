@@ -23,15 +23,15 @@ from rlhf_jax.optim import OptimConfig, make_optimizer, make_tunable_optimizer
 from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
-    GRPOConfig,
+    GroupConfig,
     KLConfig,
     PPOConfig,
     create_policy_state,
     create_state,
     experience_step,
     group_experience_step,
-    grpo_iteration,
-    grpo_step,
+    group_iteration,
+    group_step,
     policy_step,
     ppo_iteration,
     sample_step,
@@ -54,7 +54,7 @@ PPO = PPOConfig(
     epochs=2,
     minibatches=2,
 )
-GRPO = GRPOConfig(
+GRPO = GroupConfig(
     sampling=SamplingConfig(max_new_tokens=5, stop_ids=(11,), completions=2),
     epochs=2,
 )
@@ -97,7 +97,7 @@ def reference(kind):
 def iteration(kind):
     """(state, ref_params, key) -> (state, metrics)."""
     options = {"sample_fn": POLICY, "ref_apply_fn": POLICY, "reward_fn": reward}
-    step: Any = ppo_iteration if kind == "ppo" else grpo_iteration
+    step: Any = ppo_iteration if kind == "ppo" else group_iteration
     whole = functools.partial(step, config=CONFIGS[kind], **options)
     return lambda state, ref, key: whole(state, PROMPTS, ref, REWARD, key=key)
 
@@ -121,7 +121,7 @@ def one_by_one(kind, state, ref, key):
     else:
         prepare = bind(group_experience_step, **own)
         experience, before = prepare(ref, rollout, scores)
-    update = bind(policy_step if kind == "ppo" else grpo_step, config=config)
+    update = bind(policy_step if kind == "ppo" else group_step, config=config)
     state, after = update(state, experience, key=update_key)
     return state, before + after
 
