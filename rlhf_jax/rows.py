@@ -45,6 +45,22 @@ def join_rows(x: Array) -> Array:
     return x.reshape(-1, *rest)
 
 
+def spread(x: Array) -> Array:
+    """[N, …], its tokens over all devices of the mesh in use, those of `tensor` too.
+
+    No reference. For products with weights that every device reads whole. x itself
+    where there is no mesh of `make_mesh`, or N cannot be cut so.
+
+    >>> spread(jnp.ones(4)).shape
+    (4,)
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if SEQUENCE not in mesh.axis_names or x.shape[0] % mesh.size:
+        return x
+    first = [SEQUENCE, *(axis for axis in mesh.axis_names if axis != SEQUENCE)]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(tuple(first)))
+
+
 def split_rows(x: Array, rows: int) -> Array:
     """[N, …] → [B, T, …], of as many rows as `join_rows` had. No reference.
 

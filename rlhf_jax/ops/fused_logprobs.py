@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.ops.logits import scale_by_temperature
 from rlhf_jax.ops.logprobs import align_to_tokens
-from rlhf_jax.rows import join_rows, split_rows
+from rlhf_jax.rows import join_rows, split_rows, spread
 from rlhf_jax.types import Array
 
 NAME = "logprobs"  # of its operations, in profiles
@@ -64,9 +64,9 @@ def fused_token_logprobs(
     if chunk_size < 1:
         raise ValueError(f"chunk_size = {chunk_size}, expected 1 or more")
     scale_by_temperature(jnp.zeros(1), temperature)  # checks it
-    next_tokens = join_rows(jnp.roll(tokens, -1, axis=1))
+    next_tokens = spread(join_rows(jnp.roll(tokens, -1, axis=1)))
     how = _How(temperature, softcap, chunk_size)
-    both: Any = _fused(how, join_rows(hidden), unembed, next_tokens)
+    both: Any = _fused(how, spread(join_rows(hidden)), unembed, next_tokens)
     logprobs, entropy = (split_rows(x, tokens.shape[0]) for x in both)
     return align_to_tokens(logprobs), align_to_tokens(entropy)
 

@@ -187,6 +187,15 @@ def test_a_device_holds_its_part_of_long_rows():
     assert 1.18 < four["sent_mb"] < 2
 
 
+def test_log_probs_are_shared_by_devices_of_one_row_of_a_batch():
+    """Which a vocabulary in parts alone does not do: slices of it go to all."""
+    alone, shared = (
+        flops(parse(compile_sft(MODEL, jax.devices()[:n], 4, tensor=n).as_text()))
+        for n in (1, 2)
+    )
+    assert shared == pytest.approx(alone / 2, rel=0.02)
+
+
 def test_spread_is_of_more_than_two_devices():
     lines = [{"devices": n, "gflop": g} for n, g in ((1, 9), (2, 5), (4, 2), (8, 3))]
     assert spread(lines, "gflop") == 0.5
