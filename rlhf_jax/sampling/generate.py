@@ -204,7 +204,7 @@ def _start(
     room = (queue.rows.shape[0], config.max_new_tokens)
     zeros, kept = jnp.zeros(room, jnp.float32), None
     if config.keep_sets:
-        last = jax.tree.map(lambda x: x[:, -1:], first)
+        last = jax.tree.map(lambda x: each(x[:, -1:]), first)
         logits = jax.eval_shape(apply_fn, params, last, cache=cache).logits
         kept = jnp.zeros((*room, -(-logits.shape[-1] // 8)), jnp.uint8)
     tokens = jnp.full(room, config.pad_id, jnp.int32)

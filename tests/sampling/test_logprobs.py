@@ -159,10 +159,11 @@ def test_kept_sets_need_a_truncation():
         SAMPLING(keep_sets=True)
 
 
-def test_kept_sets_of_completions():
+@pytest.mark.parametrize("slots", [None, 6])
+def test_kept_sets_of_completions(slots):
     """A row has the sets of its own completion: those of the prompt repeated."""
     options = {"temperature": TAU, "top_p": 0.8, "keep_sets": True}
-    found = drawn(completions=2, **options)
+    found = drawn(completions=2, slots=slots, **options)
     again = draw(
         apply_of("rotary"),
         params_of("rotary"),
