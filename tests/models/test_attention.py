@@ -89,25 +89,29 @@ def test_cut_rows_change_nothing(tokens, sequence):
     check(tokens, sequence, 40, dataclasses.replace(CONFIG, attn_softcap=3.0))
 
 
+@quick_jit
+def with_gradients(masks, q, k, v, pull):
+    answer, back = jax.vjp(lambda q, k, v: attend(q, k, v, masks, CONFIG), q, k, v)
+    return answer, *back(pull)
+
+
 def test_padding_gets_a_finite_number_and_passes_no_gradient():
     q, k, v, pull = arrays(70)
     ids = segments(70)
     masks = block_masks(ids)
     padding = (ids == 0)[:, :, None, None]
-    answer, back = jax.vjp(lambda q, k, v: attend(q, k, v, masks, CONFIG), q, k, v)
+    answer, *gradients = with_gradients(masks, q, k, v, jnp.where(padding, pull, 0))
     assert jnp.isfinite(answer).all()
-    for gradient in back(jnp.where(padding, pull, 0)):
+    for gradient in gradients:
         np.testing.assert_array_equal(gradient, 0)
 
 
 def test_bfloat16_stays_near_float32():
     q, k, v, pull = arrays(150, dtype=jnp.bfloat16)
     masks = block_masks(segments(150))
-    run = lambda *x: jax.vjp(lambda q, k, v: attend(q, k, v, masks, CONFIG), *x)
-    answer, back = run(q, k, v)
-    wide, wide_back = run(*(x.astype(jnp.float32) for x in (q, k, v)))
-    found = (answer, *back(pull))
-    expected = (wide, *wide_back(pull.astype(jnp.float32)))
+    found = with_gradients(masks, q, k, v, pull)
+    wide = (x.astype(jnp.float32) for x in (q, k, v, pull))
+    expected = with_gradients(masks, *wide)
     for x, y in zip(found, expected, strict=True):
         assert x.dtype == jnp.bfloat16
         assert jnp.abs(x.astype(jnp.float32) - y).max() < 0.02 * jnp.abs(y).max()

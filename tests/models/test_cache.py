@@ -209,11 +209,18 @@ def test_shared_columns_count_against_the_context():
     """16 + 8 columns are the 24 of the context; with one more a row is refused."""
     batch = batch_of([[1] * 16])
     apply_fn, params = policy_apply(CONFIG), params_of(CONFIG)
-    cache = apply_fn(params, batch, cache_size=16).cache
     token = jax.tree.map(lambda x: x[[0, 0], :1], batch)
-    assert apply_fn(params, token, cache=cache.share(2, 8)).logits.shape[0] == 2
+
+    def shape(columns):
+        def read():
+            cache = apply_fn(params, batch, cache_size=16).cache.share(2, columns)
+            return apply_fn(params, token, cache=cache).logits
+
+        return jax.eval_shape(read).shape
+
+    assert shape(8) == (2, 1, 23)
     with pytest.raises(UserError, match="25 slots exceed max_length=24"):
-        apply_fn(params, token, cache=cache.share(2, 9))
+        shape(9)
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
