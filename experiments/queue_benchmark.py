@@ -44,7 +44,7 @@ from rlhf_jax.sampling.prefill import prefill
 from rlhf_jax.terminal import print_table
 
 PROMPTS, NEW, MEAN = 256, 256, 48
-STAGES = 3  # the last rows are decoded in halves and quarters of the slots
+STAGES = 4  # the last rows are decoded in halves, quarters, eighths of the slots
 SHARED_PROMPTS, COMPLETIONS, SHARED_LENGTH = 2, 8, 512
 
 
