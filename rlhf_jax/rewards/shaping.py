@@ -8,7 +8,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from rlhf_jax.errors import UserError
+from rlhf_jax.ops.length_penalty import overlong_penalty
 from rlhf_jax.rewards.functions import RewardFunction
 
 TokenIds = Sequence[Sequence[int]]
@@ -62,7 +65,7 @@ def length_reward(target: int, *, coef: float = 3e-4) -> RewardFunction:
 def overlong_reward(max_length: int, *, buffer: int) -> RewardFunction:
     """Cost of a response that nears its limit: 0, then linear, −1 from the limit on.
 
-    −clip((n − (L − b)) / b, 0, 1) with limit L and buffer b: Yu et al. 2025 (DAPO),
+    `ops.overlong_penalty` with limit L and buffer b: Yu et al. 2025 (DAPO),
     arXiv:2503.14476, eq. 13. TRL's ``get_soft_overlong_punishment``.
 
     Args:
@@ -83,8 +86,8 @@ def overlong_reward(max_length: int, *, buffer: int) -> RewardFunction:
 
     def overlong_score(completion_ids: TokenIds, **columns: Any) -> list[float]:
         del columns
-        over = [len(ids) - (max_length - buffer) for ids in completion_ids]
-        return [0.0 - min(max(n / buffer, 0.0), 1.0) for n in over]
+        lengths = jnp.array([len(ids) for ids in completion_ids])
+        return overlong_penalty(lengths, budget=max_length, buffer=buffer).tolist()
 
     return overlong_score
 
