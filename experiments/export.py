@@ -86,10 +86,10 @@ def model_card(run_dir: Path, stage: Stage) -> ModelCard:
     summary = run_dir / "summary.json"
     metrics = load_json(summary) if summary.is_file() else {}
     loss = config.get("preference", {}).get("kind")
-    surrogate = config.get("group", {}).get("surrogate")
+    row = config.get("algorithm", {})
+    advantage, surrogate = row.get("advantage"), row.get("surrogate")
     algorithms = {
-        "ppo": "PPO with a KL penalty (arXiv:1909.08593)",
-        "group": f"responses compared in groups ({surrogate})",
+        "algorithm": f"advantages by {advantage}, loss {surrogate}",
         "kind": f"reward modelling ({config.get('kind')})",
         "preference": f"preference optimisation ({loss})",
     }

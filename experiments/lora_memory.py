@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 
-from experiments import cli, ppo, reward_model
+from experiments import cli, policy, reward_model
 from experiments.benchmark_inputs import MODELS
 from experiments.inputs import DataConfig
 from experiments.runs import LoraOptions, PretrainedConfig
@@ -26,7 +26,7 @@ from rlhf_jax.data import train_tokenizer
 from rlhf_jax.models import CausalLM, init_params, num_params
 from rlhf_jax.models.hf import save_pretrained
 from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.steps import PPOConfig
+from rlhf_jax.steps import PolicyConfig
 from rlhf_jax.terminal import print_table
 
 M25 = dataclasses.replace(MODELS["M25"], max_length=256)
@@ -114,14 +114,16 @@ def train_reward(root: str, rank: int | None, remat: bool) -> None:
 
 def train_policy(root: str, rank: int | None, remat: bool) -> None:
     """Two iterations of PPO."""
-    ppo.main(
-        ppo.Config(
+    policy.main(
+        policy.Config(
             Path(root, f"ppo_{rank}_{remat}"),
             policy=Path(root, "base"),
             reward=str(Path(root, f"reward_{rank}")),
             data=DataConfig(str(Path(root, "rows.jsonl")), eval_fraction=0.4),
             prompt_length=64,
-            ppo=PPOConfig(sampling=SamplingConfig(max_new_tokens=64), epochs=4),
+            algorithm=PolicyConfig(
+                sampling=SamplingConfig(max_new_tokens=64), epochs=4
+            ),
             lora=LoraOptions(rank),
             pretrained=PretrainedConfig(remat=remat),
             episodes=32,

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -31,10 +31,8 @@ from rlhf_jax.rewards import (
     normalize_scores,
     sequence_scores,
 )
-from rlhf_jax.steps import GroupConfig, PPOConfig, TrainState
+from rlhf_jax.steps import PolicyConfig, TrainState
 from rlhf_jax.types import ApplyFn, Array, Params, TokenBatch, join_params
-
-Algorithm = TypeVar("Algorithm", PPOConfig, GroupConfig)
 
 
 class Networks(NamedTuple):
@@ -79,6 +77,24 @@ def load_reward(
             "model's reward is its score, a classifier's its logit or probability"
         )
     return judge if kind == "score" else choose_label(judge, label)
+
+
+def choose_critic(
+    asked: Literal["reward", "head"] | None,
+    algorithm: PolicyConfig,
+    reward: Stage | RewardFunction,
+) -> Literal["reward", "head"] | None:
+    """Where the critic is, if the algorithm has one: what is asked for, or from the
+    reward model, or a head where the reward is a function.
+    """
+    if algorithm.advantage == "gae":
+        return asked or ("reward" if isinstance(reward, Stage) else "head")
+    if asked is not None:
+        raise UserError(
+            f"critic = {asked}: advantages by {algorithm.advantage} have no critic; "
+            "expected none"
+        )
+    return None
 
 
 def make_networks(
@@ -169,8 +185,8 @@ def normalize_reward(
 
 
 def fit_to_policy(
-    algorithm: Algorithm, policy: Stage, prompt_length: int, stop_text: str | None
-) -> Algorithm:
+    algorithm: PolicyConfig, policy: Stage, prompt_length: int, stop_text: str | None
+) -> PolicyConfig:
     """The algorithm with the policy's stop tokens and padding.
 
     Raises:

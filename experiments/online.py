@@ -1,16 +1,27 @@
-"""What PPO and the algorithms without a critic are asked and given."""
+"""What the scripts whose policy samples are asked and given."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, NamedTuple
+from typing import Any, NamedTuple
 
-from experiments.inputs import DataConfig, read_prompts
-from experiments.networks import Algorithm, fit_to_policy, load_reward
+import numpy as np
+
+from experiments.inputs import (
+    DataConfig,
+    parse_demonstrations,
+    read_data,
+    read_prompts,
+    tokenize_imitation,
+)
+from experiments.networks import fit_to_policy, load_reward
 from experiments.runs import RunConfig
-from experiments.stages import Stage, load_policy
+from experiments.stages import Stage, load_policy, pad_id
 from rlhf_jax.models import CacheDType
 from rlhf_jax.optim import OptimConfig
+from rlhf_jax.parallel import Devices, shard
 from rlhf_jax.rewards import RewardFunction, ScoreKind, load_reward_function
+from rlhf_jax.steps import PolicyConfig
 from rlhf_jax.types import TokenBatch
 
 
@@ -55,18 +66,18 @@ class OnlineConfig(RunConfig):
     """Iterations between checkpoints."""
 
 
-class Given(NamedTuple, Generic[Algorithm]):
+class Given(NamedTuple):
     """What such a script is given."""
 
     policy: Stage
     reward: Stage | RewardFunction
     gold: RewardFunction | None
-    algorithm: Algorithm  # with the policy's stop tokens and padding
+    algorithm: PolicyConfig  # with the policy's stop tokens and padding
     loader: Any  # of prompts
     asked: TokenBatch  # held-out prompts
 
 
-def read(config: OnlineConfig, algorithm: Algorithm) -> Given[Algorithm]:
+def read(config: OnlineConfig, algorithm: PolicyConfig) -> Given:
     """The earlier stages, the prompts, and the algorithm with the policy's tokens."""
     policy = load_policy(config.policy, config.pretrained)
     judged_by = config.reward, config.reward_kind, policy, config.pretrained
@@ -84,3 +95,32 @@ def read(config: OnlineConfig, algorithm: Algorithm) -> Given[Algorithm]:
     loader = prompts.loader(config.batch_size // completions, seed=config.seed)
     asked = prompts.held_out_batch(config.eval_samples // completions)
     return Given(policy, reward, gold, algorithm, loader, asked)
+
+
+def read_demonstrations(
+    config: OnlineConfig, path: str | None, policy: Stage, rows: int, devices: Devices
+) -> Callable[[int], TokenBatch | None]:
+    """A function of the iteration: demonstrations that stand beside its episodes.
+
+    They are drawn anew each time from the seed and the iteration, so that there is no
+    place to keep. None where there is no path.
+    """
+    if path is None:
+        return lambda step: None
+    data = dataclasses.replace(config.data, path=path, eval_path=None)
+    texts, _ = read_data(data, parse_demonstrations, seed=config.seed)
+    learned = tokenize_imitation(
+        texts,
+        policy.tokenizer,
+        max_length=policy.model.max_length,
+        too_long=data.too_long,
+    )
+    length, pad = max(learned.lengths), pad_id(policy.tokenizer)
+
+    def drawn(step: int) -> TokenBatch:
+        rng = np.random.default_rng((config.seed, step))
+        chosen = rng.integers(len(learned.examples), size=rows)
+        examples = [learned.examples[i] for i in chosen]
+        return shard(learned.collate(examples, length=length, pad_id=pad), devices)
+
+    return drawn

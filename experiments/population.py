@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,12 @@ from rlhf_jax.models import (
 from rlhf_jax.optim import OptimConfig, make_tunable_optimizer
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
-    GroupConfig,
     KLConfig,
-    PPOConfig,
+    PolicyConfig,
+    PolicyState,
     RewardFn,
-    TrainState,
     create_policy_state,
-    create_state,
-    group_iteration,
-    ppo_iteration,
+    policy_iteration,
 )
 from rlhf_jax.types import Array, Metrics, Params, Rollout, TokenBatch
 
@@ -42,8 +39,6 @@ class Config:
 
     run_dir: Path = Path("runs/sweep")
     """Where metrics of each member, the table's numbers and the picture go."""
-    algorithm: Literal["ppo", "grpo"] = "ppo"
-    """What trains the policies."""
     seeds: int = 8
     """Seeds 0, 1, … of each learning rate."""
     learning_rates: tuple[float, ...] = (1e-2,)
@@ -57,17 +52,13 @@ class Config:
     compare: bool = False
     """Also iterates each member alone, from where it is, and compares times and
     metrics."""
-    ppo: PPOConfig = PPOConfig(
-        sampling=SamplingConfig(max_new_tokens=8),
+    algorithm: PolicyConfig = PolicyConfig(
+        SamplingConfig(max_new_tokens=8),
         kl=KLConfig(coef=0.02),
         missing_stop="keep",  # there is no stop token
         epochs=1,
     )
-    """PPO's settings."""
-    grpo: GroupConfig = GroupConfig(
-        sampling=SamplingConfig(max_new_tokens=8, completions=4), epochs=1
-    )
-    """GRPO's settings."""
+    """What trains the policies."""
     model: TransformerConfig = TransformerConfig(
         vocab_size=32,
         d_model=16,
@@ -99,13 +90,13 @@ class Config:
                 f"learning_rates = {' '.join(map(str, rates))}: expected one or more "
                 "positive numbers, each of them once"
             )
-        parts = self.settings.sampling.completions * self.settings.minibatches
+        parts = self.algorithm.sampling.completions * self.algorithm.minibatches
         if self.episodes % parts:
             raise UserError(
                 f"episodes = {self.episodes}: expected a multiple of {parts}, "
-                f"{self.algorithm}'s completions × minibatches"
+                "completions × minibatches"
             )
-        length = self.prompt_length + self.settings.sampling.max_new_tokens
+        length = self.prompt_length + self.algorithm.sampling.max_new_tokens
         if length > self.model.max_length:
             raise UserError(
                 f"prompt_length = {self.prompt_length}: with the response it is "
@@ -116,11 +107,6 @@ class Config:
                 f"model.vocab_size = {self.model.vocab_size}: expected more than "
                 f"{FIRST_ID}, as prompts have ids from {FIRST_ID} on"
             )
-
-    @property
-    def settings(self) -> PPOConfig | GroupConfig:
-        """Those of the algorithm that is asked for."""
-        return self.ppo if self.algorithm == "ppo" else self.grpo
 
 
 class Member(NamedTuple):
@@ -139,17 +125,15 @@ def members(config: Config) -> list[Member]:
     ]
 
 
-def start(member: Member, *, config: Config) -> TrainState:
+def start(member: Member, *, config: Config) -> PolicyState:
     """A member's policy, and critic, before its first update."""
     key, tx = jax.random.key(member.seed), make_tunable_optimizer(OPTIM, 1)
-    if config.algorithm == "ppo":
-        params = init_params(ActorCritic(config.model), key=key)
-        apply_fn = actor_critic_apply(config.model)
-        coef = config.ppo.kl.coef
-        state = create_policy_state(apply_fn, params, tx, kl_coef=coef)
-    else:
-        params = init_params(CausalLM(config.model), key=key)
-        state = create_state(policy_apply(config.model), params, tx)
+    network, apply = CausalLM, policy_apply
+    if config.algorithm.advantage == "gae":
+        network, apply = ActorCritic, actor_critic_apply
+    params = init_params(network(config.model), key=key)
+    coef = config.algorithm.kl.coef
+    state = create_policy_state(apply(config.model), params, tx, kl_coef=coef)
     rate = optax.tree.set(state.opt_state, learning_rate=member.learning_rate)
     return state.replace(opt_state=rate)
 
@@ -164,18 +148,14 @@ def iteration(
     prompts = draw_prompts(config, prompt_key)
     networks: Any = {"sample_fn": network, "ref_apply_fn": network}
     given = {"key": key, "reward_fn": first_quarter(config.model.vocab_size)}
-    if config.algorithm == "ppo":
-        return ppo_iteration(
-            state, prompts, ref_params, config=config.ppo, **networks, **given
-        )
-    return group_iteration(
-        state, prompts, ref_params, config=config.grpo, **networks, **given
+    return policy_iteration(
+        state, prompts, ref_params, config=config.algorithm, **networks, **given
     )
 
 
 def draw_prompts(config: Config, key: Array) -> TokenBatch:
     """Uniform ids, no padding."""
-    rows = config.episodes // config.settings.sampling.completions
+    rows = config.episodes // config.algorithm.sampling.completions
     shape = (rows, config.prompt_length)
     ones = jnp.ones(shape, jnp.int32)
     return TokenBatch(

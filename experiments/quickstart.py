@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments import cli, ppo, reward_model, sft
+from experiments import cli, policy, reward_model, sft
 from experiments.inputs import DataConfig
 from experiments.runs import LoraOptions
 from rlhf_jax.data import load_tiny_reviews, oracle_accuracy
@@ -114,10 +114,10 @@ def stages(config: Config) -> Iterator[tuple[Until, Callable[[], dict[str, float
         **common,
     )
     yield "reward", functools.partial(reward_model.main, judgements)
-    episodes = ppo.Config.batch_size * max(
-        1, round(config.scale * ppo.Config.episodes / ppo.Config.batch_size)
+    episodes = policy.Config.batch_size * max(
+        1, round(config.scale * policy.Config.episodes / policy.Config.batch_size)
     )
-    prompts = ppo.Config(
+    prompts = policy.Config(
         run / "ppo",
         policy=run / "sft",
         reward=str(run / "reward"),
@@ -127,7 +127,7 @@ def stages(config: Config) -> Iterator[tuple[Until, Callable[[], dict[str, float
         **adapters(config.lora),
         **common,
     )
-    yield "ppo", functools.partial(ppo.main, prompts)
+    yield "ppo", functools.partial(policy.main, prompts)
 
 
 def adapters(lora: LoraOptions) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def adapters(lora: LoraOptions) -> dict[str, Any]:
     if lora.rank is None:
         return {}
     lora = dataclasses.replace(lora, targets=lora.targets or PROJECTIONS)
-    optim = dataclasses.replace(ppo.Config.optim, learning_rate=1.5e-3)
+    optim = dataclasses.replace(policy.Config.optim, learning_rate=1.5e-3)
     return {"lora": lora, "optim": optim}
 
 

@@ -20,17 +20,16 @@ from rlhf_jax.rewards import (
     call_reward_function,
     learned_reward,
 )
+from rlhf_jax.sampling import SamplingConfig, greedy
 from rlhf_jax.steps import (
-    GroupConfig,
-    GroupExperience,
-    PPOConfig,
-    TrainState,
+    PolicyConfig,
+    PolicyState,
     experience_step,
-    group_experience_step,
     sample_step,
 )
 from rlhf_jax.types import (
     Array,
+    Experience,
     Metrics,
     Params,
     Rollout,
@@ -109,72 +108,102 @@ def score_step(
     return learned_reward(score_fn, params, batch, kind=kind, label=label)
 
 
+class Drawn(NamedTuple):
+    """Scored responses, on every device."""
+
+    rollout: Rollout
+    scores: Array  # [N, B/N]
+    greedy_scores: Array | None  # [N, B/N] of the greedy responses, if asked for
+
+
 class Sampled(NamedTuple):
     """What an iteration has before its update, on every device."""
 
     rollout: Rollout
     scores: Array  # [N, B/N]
-    experience: Any  # Experience or GroupExperience
+    experience: Experience
     metrics: Metrics
 
 
-def make_experience(
+def make_draw(
     nets: Networks,
-    algorithm: PPOConfig | GroupConfig,
+    algorithm: PolicyConfig,
     score: Callable[[Rollout], Array],
-    ref_params: Params,
     frozen: Params | None,
     devices: Devices,
     report: Callable[..., None] | None = None,
-) -> Callable[[TrainState, TokenBatch, Array], Sampled]:
-    """A function ``(state, prompts, key)``: samples, scores, compares, looks ahead.
+) -> Callable[[Params, TokenBatch, Array], Drawn]:
+    """A function ``(params, prompts, key)``: samples and scores.
 
     The parameters are those on every device. ``report`` is told how a rollout goes on.
     """
-    sample = functools.partial(
+    size = algorithm.sampling.completions
+    sample = make_sampler(nets, algorithm.sampling, frozen, devices, report)
+    greedily = make_sampler(nets, greedy(algorithm.sampling), frozen, devices)
+
+    def draw(params: Params, prompts: TokenBatch, key: Array) -> Drawn:
+        rollout, best = sample(params, prompts, key), None
+        if algorithm.advantage == "greedy":
+            best = unshard(score(greedily(params, prompts, key)))
+            best = shard(np.repeat(best, size), devices)
+        return Drawn(rollout, score(rollout), best)
+
+    return draw
+
+
+def make_sampler(
+    nets: Networks,
+    config: SamplingConfig,
+    frozen: Params | None,
+    devices: Devices,
+    report: Callable[..., None] | None = None,
+) -> Callable[[Params, TokenBatch, Array], Rollout]:
+    """A function ``(params, prompts, key)``: `sample_step` on every device."""
+    step = functools.partial(
         sample_step,
         apply_fn=nets.sample_fn,
-        config=algorithm.sampling,
+        config=config,
         layout=nets.layout,
         report=report,
     )
-    prepare = functools.partial(
-        experience_step if isinstance(algorithm, PPOConfig) else _without_critic,
-        ref_apply_fn=nets.ref_apply_fn,
-        config=algorithm,
+    step = data_parallel(step, devices, in_axes=(None, 0, 0, None), out_axes=0)
+
+    def sample(params: Params, prompts: TokenBatch, key: Array) -> Rollout:
+        rows = np.arange(prompts.tokens.shape[0], dtype=np.int32)
+        return step(params, *shard((prompts, rows), devices), frozen, key=key)
+
+    return sample
+
+
+def make_compare(
+    nets: Networks,
+    algorithm: PolicyConfig,
+    ref_params: Params,
+    frozen: Params | None,
+    devices: Devices,
+) -> Callable[[PolicyState, Drawn], Sampled]:
+    """A function ``(state, drawn)``: compares with the reference, looks ahead.
+
+    The parameters are those on every device.
+    """
+    step = functools.partial(
+        experience_step, ref_apply_fn=nets.ref_apply_fn, config=algorithm
     )
-    sample = data_parallel(sample, devices, in_axes=(None, 0, 0, None), out_axes=0)
-    prepare = data_parallel(
-        prepare, devices, in_axes=(None, None, 0, 0, None), out_axes=(0, None)
+    step = data_parallel(
+        step, devices, in_axes=(None, None, 0, 0, None, 0), out_axes=(0, None)
     )
 
-    def experience_of(state: TrainState, prompts: TokenBatch, key: Array) -> Sampled:
-        rows = np.arange(prompts.tokens.shape[0], dtype=np.int32)
-        asked = shard((prompts, rows), devices)
-        rollout = sample(state.params, *asked, frozen, key=key)
-        scores = score(rollout)
-        found = prepare(state, ref_params, rollout, scores, frozen)
+    def compare(state: PolicyState, drawn: Drawn) -> Sampled:
+        rollout, scores, best = drawn
+        found = step(state, ref_params, rollout, scores, frozen, best)
         return Sampled(rollout, scores, *found)
 
-    return experience_of
-
-
-def _without_critic(
-    state: TrainState,
-    ref_params: Params,
-    rollout: Rollout,
-    scores: Array,
-    frozen: Params | None,
-    **options: Any,
-) -> tuple[GroupExperience, Metrics]:
-    """`group_experience_step`, which does not ask the policy again."""
-    del state, frozen
-    return group_experience_step(ref_params, rollout, scores, **options)
+    return compare
 
 
 def make_packing(
     width: int | None,
-    algorithm: PPOConfig | GroupConfig,
+    algorithm: PolicyConfig,
     episodes: int,
     length: int,
     context: int,

@@ -1,11 +1,11 @@
 """A population trained at once: seeds, and learning rates, as members of one ``vmap``.
 
   python -m experiments.sweep
-  python -m experiments.sweep --learning-rates 1e-3 1e-2 --algorithm grpo
+  python -m experiments.sweep --preset grpo --learning-rates 1e-3 1e-2
   python -m experiments.sweep --compare  # with each member alone, too, and the times
 
 One seed says little about an algorithm (Henderson et al. 2018, arXiv:1709.06560). Here
-an iteration is one compiled function (`steps.ppo_iteration`), and all members run in
+an iteration is one compiled function (`steps.policy_iteration`), and all members run in
 it together: what they gain is the fixed cost of small operations, so the networks are
 small. The reward is the share of a response's tokens in the first quarter of the
 vocabulary; prompts are uniform ids. A member's seed decides its first parameters, its
@@ -28,6 +28,8 @@ from matplotlib.figure import Figure
 from experiments import cli
 from experiments.population import Config, Member, iteration, members, start
 from rlhf_jax.rundir import create_run_dir, save_json
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.steps import POLICY_PRESETS
 from rlhf_jax.terminal import print_table, progress
 from rlhf_jax.tracking import MetricsLogger, TrackingConfig
 
@@ -127,6 +129,11 @@ def difference(found: Row, expected: Row) -> tuple[float, str]:
     return max((abs(found[k] - v) / max(1.0, abs(v)), k) for k, v in expected.items())
 
 
+def title(config: Config) -> str:
+    """What a table or picture is of."""
+    return f"Advantages by {config.algorithm.advantage}, {config.seeds} seeds"
+
+
 def summarise(config: Config, curves: dict[str, np.ndarray]) -> dict[str, float]:
     """Mean and deviation over the seeds of each rate, of the last tenth; as a table."""
     last = max(1, config.iterations // 10)
@@ -140,7 +147,7 @@ def summarise(config: Config, curves: dict[str, np.ndarray]) -> dict[str, float]
             row.append(f"{mean:.3f} ± {deviation:.3f}")
         rows.append(row)
     print_table(
-        f"{config.algorithm}: {config.seeds} seeds, the last {last} of "
+        f"{title(config)}, the last {last} of "
         f"{config.iterations} iterations, mean ± standard deviation",
         ["learning rate", *SHOWN.values()],
         rows,
@@ -198,9 +205,11 @@ def draw(config: Config, curves: dict[str, np.ndarray], path: Path) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8.5, frameon=False)
-    figure.suptitle(f"{config.algorithm}: {config.seeds} seeds, mean ± deviation")
+    figure.suptitle(f"{title(config)}, mean ± deviation")
     figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":
-    cli.run(main, {"default": Config()}, description=__doc__ or "")
+    grpo = POLICY_PRESETS["grpo"](SamplingConfig(8, completions=4))
+    presets = {"ppo": Config(), "grpo": Config(algorithm=grpo)}
+    cli.run(main, presets, description=__doc__ or "")

@@ -6,6 +6,7 @@ iteration. Weights are random; responses have no stop token and always their ful
 length. Everything is float32.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -15,7 +16,9 @@ import jax
 import numpy as np
 
 from experiments import benchmark_inputs as inputs
-from experiments.rollouts import Networks, make_experience, score_step
+from experiments.networks import Networks
+from experiments.rollouts import make_compare, make_draw, score_step
+from experiments.runs import on_batches
 from experiments.timing import Workload
 from rlhf_jax.data.batching import right_padded
 from rlhf_jax.models import (
@@ -32,15 +35,13 @@ from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import Devices, data_parallel, replicate, shard, unshard
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
-    GroupConfig,
+    POLICY_PRESETS,
     KLConfig,
-    PPOConfig,
+    PolicyConfig,
     PreferenceConfig,
     TrainState,
     create_policy_state,
     create_state,
-    group_experience_step,
-    group_step,
     pairwise_terms,
     policy_step,
     preference_step,
@@ -146,9 +147,8 @@ def ppo(model: TransformerConfig, devices: Devices) -> Workload:
 
     Policy, reference, critic and reward model are networks of one size.
     """
-    config = PPOConfig(
+    config = PolicyConfig(
         sampling=SamplingConfig(max_new_tokens=PPO_NEW),
-        kl=KLConfig(coef=0.05),
         missing_stop="keep",  # there is no stop token
         epochs=PPO_EPOCHS,
     )
@@ -165,24 +165,15 @@ def ppo(model: TransformerConfig, devices: Devices) -> Workload:
     ref_params, judge = replicate((policy, _scorer(model, seed=2)), devices)
     score = functools.partial(score_step, score_fn=score_apply(model), kind="score")
     score = data_parallel(score, devices, in_axes=(None, 0), out_axes=0)
-    experience_of = make_experience(
-        nets, config, lambda r: score(judge, r.batch), ref_params, None, devices
+    reward = lambda rollout: score(judge, rollout.batch)
+    run = _iterations(
+        nets,
+        config,
+        reward,
+        ref_params,
+        inputs.prompts(model, PPO_PROMPTS, PROMPT),
+        devices,
     )
-    update = functools.partial(policy_step, config=config)
-    update = data_parallel(
-        update, devices, in_axes=(None, 0), out_axes=None, donate_state=True
-    )
-    tx = make_optimizer(ADAMW, 1)
-    state = create_policy_state(nets.apply_fn, nets.params, tx, kl_coef=config.kl.coef)
-    state = replicate(state, devices)
-    prompts, keys = inputs.prompts(model, PPO_PROMPTS, PROMPT), _keys()
-
-    def run():
-        nonlocal state
-        sampled = experience_of(state, next(prompts), next(keys))
-        state, metrics = update(state, sampled.experience, key=next(keys))
-        return jax.block_until_ready((state.params, metrics))[1]
-
     return Workload(run, PPO_PROMPTS, "episodes/s")
 
 
@@ -192,36 +183,59 @@ def grpo(model: TransformerConfig, devices: Devices, *, beta: float) -> Workload
     ``beta`` weighs the KL to the reference; at 0 there is no reference.
     """
     sampling = SamplingConfig(max_new_tokens=GRPO_NEW, completions=GRPO_COMPLETIONS)
-    config = GroupConfig(sampling=sampling, kl_coef=beta, epochs=1, minibatches=1)
-    apply_fn, params = policy_apply(model), _policy(model)
+    config = dataclasses.replace(
+        POLICY_PRESETS["grpo"](sampling),
+        kl=KLConfig(coef=beta, kind="k3", place="loss"),
+        reduction="token",
+    )
+    params = _policy(model)
+    nets = Networks(
+        policy_apply(model),
+        policy_apply(model),
+        sample_fn=policy_apply(model),
+        layout=decode_layout,
+        params=params,
+        frozen=None,
+        params_path="params",
+    )
     ref_params = replicate(params, devices) if beta else None
-    state = create_state(apply_fn, params, make_optimizer(ADAMW, 1))
+    reward = lambda rollout: shard(distinct_words(unshard(rollout.batch)), devices)
+    run = _iterations(
+        nets,
+        config,
+        reward,
+        ref_params,
+        inputs.prompts(model, GRPO_PROMPTS, PROMPT),
+        devices,
+    )
+    return Workload(run, GRPO_PROMPTS * GRPO_COMPLETIONS, "completions/s")
+
+
+def _iterations(
+    nets: Networks,
+    config: PolicyConfig,
+    reward: Callable[[Rollout], Array],
+    ref_params: Params,
+    prompts: Iterator[TokenBatch],
+    devices: Devices,
+) -> Callable[[], Metrics]:
+    """A function that makes one iteration on the next prompts."""
+    draw = make_draw(nets, config, reward, None, devices)
+    compare = make_compare(nets, config, ref_params, None, devices)
+    update = on_batches(policy_step, devices, donate_state=True, config=config)
+    tx = make_optimizer(ADAMW, 1)
+    state = create_policy_state(nets.apply_fn, nets.params, tx, kl_coef=config.kl.coef)
     state = replicate(state, devices)
-    sample = functools.partial(
-        sample_step, apply_fn=apply_fn, config=sampling, layout=decode_layout
-    )
-    sample = data_parallel(sample, devices, in_axes=(None, 0, 0), out_axes=0)
-    prepare = functools.partial(
-        group_experience_step, ref_apply_fn=apply_fn, config=config
-    )
-    prepare = data_parallel(prepare, devices, in_axes=(None, 0, 0), out_axes=(0, None))
-    update = functools.partial(group_step, config=config)
-    update = data_parallel(
-        update, devices, in_axes=(None, 0), out_axes=None, donate_state=True
-    )
-    prompts, keys = inputs.prompts(model, GRPO_PROMPTS, PROMPT), _keys()
-    numbers = np.arange(GRPO_PROMPTS, dtype=np.int32)
+    keys = _keys()
 
     def run():
         nonlocal state
-        asked = shard((next(prompts), numbers), devices)
-        rollout = sample(state.params, *asked, key=next(keys))
-        scores = shard(distinct_words(unshard(rollout.batch)), devices)
-        experience, _ = prepare(ref_params, rollout, scores)
-        state, metrics = update(state, experience, key=next(keys))
+        drawn = draw(state.params, next(prompts), next(keys))
+        experience = compare(state, drawn).experience
+        state, metrics = update(state, experience, None, key=next(keys))
         return jax.block_until_ready((state.params, metrics))[1]
 
-    return Workload(run, GRPO_PROMPTS * GRPO_COMPLETIONS, "completions/s")
+    return run
 
 
 WORKLOADS: dict[str, Callable[..., Workload]] = {

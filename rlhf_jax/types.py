@@ -109,11 +109,11 @@ class Experience:
     """A rollout with everything that a policy update needs."""
 
     rollout: Rollout
-    ref_logprobs: Array  # [B, T] float32 nats, of the reference policy
-    values: Array  # [B, T] float32, of the critic that saw the rollout
+    ref_logprobs: Array | None  # [B, T] float32 nats, of the reference policy, if asked
+    values: Array | None  # [B, T] float32, of the critic, where there is one
     rewards: Array  # [B, T] float32, score and KL penalty
     advantages: Array  # [B, T] float32
-    returns: Array  # [B, T] float32
+    returns: Array | None  # [B, T] float32, the critic's targets
     scores: Array  # [B] float32, one number a sequence
 
 

@@ -157,23 +157,27 @@ def test_presets_hold_the_papers_numbers():
     a, b = PPO_PRESETS["ziegler2019"], PPO_PRESETS["stiennon2020"]
     for preset in (a, b):
         assert preset.episodes == 1_000_000 and preset.batch_size == 512
-        assert preset.ppo.epochs == 4 and preset.ppo.minibatches == 1
-        assert preset.ppo.sampling.temperature == 0.7
-        assert preset.ppo.gamma == 1.0 and preset.ppo.lam == 0.95
-        assert preset.ppo.clip_eps == preset.ppo.value_clip_eps == 0.2
-        assert preset.ppo.value_coef == 0.1
-        assert preset.ppo.missing_stop == "replace"
-        assert preset.ppo.missing_stop_score == -1.0
+        assert preset.algorithm.epochs == 4 and preset.algorithm.minibatches == 1
+        assert preset.algorithm.sampling.temperature == 0.7
+        assert preset.algorithm.gamma == 1.0 and preset.algorithm.lam == 0.95
+        assert preset.algorithm.clip_eps == preset.algorithm.value_clip_eps == 0.2
+        assert preset.algorithm.value_coef == 0.1
+        assert preset.algorithm.missing_stop == "replace"
+        assert preset.algorithm.missing_stop_score == -1.0
         assert preset.optim.eps == 1e-5 and preset.optim.weight_decay == 0.0
         assert preset.optim.max_grad_norm is None
         assert preset.optim.schedule == "linear"
-    assert (a.prompt_length, a.ppo.sampling.max_new_tokens) == (64, 24)
-    assert (b.prompt_length, b.ppo.sampling.max_new_tokens) == (512, 53)
-    assert (a.stop_text, a.ppo.sampling.stop_after) == (".", 16)
-    assert (b.stop_text, b.ppo.sampling.stop_after) == (None, 0)
-    assert (a.ppo.kl.coef, a.ppo.kl.target, a.ppo.kl.horizon) == (0.15, 6.0, 10_000)
-    assert (b.ppo.kl.coef, b.ppo.kl.target) == (0.05, None)
-    assert a.ppo.whiten_rewards and not b.ppo.whiten_rewards
+    assert (a.prompt_length, a.algorithm.sampling.max_new_tokens) == (64, 24)
+    assert (b.prompt_length, b.algorithm.sampling.max_new_tokens) == (512, 53)
+    assert (a.stop_text, a.algorithm.sampling.stop_after) == (".", 16)
+    assert (b.stop_text, b.algorithm.sampling.stop_after) == (None, 0)
+    assert (a.algorithm.kl.coef, a.algorithm.kl.target, a.algorithm.kl.horizon) == (
+        0.15,
+        6.0,
+        10_000,
+    )
+    assert (b.algorithm.kl.coef, b.algorithm.kl.target) == (0.05, None)
+    assert a.algorithm.whiten_rewards and not b.algorithm.whiten_rewards
     assert (a.critic, b.critic) == ("head", "reward")
     assert (a.optim.learning_rate, b.optim.learning_rate) == (1e-5, 3e-6)
     a, b = REWARD_PRESETS["ziegler2019"], REWARD_PRESETS["stiennon2020"]

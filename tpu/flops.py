@@ -16,7 +16,7 @@ from jax.experimental import topologies
 
 from experiments import cli
 from rlhf_jax.models import TransformerConfig
-from rlhf_jax.steps import PPOConfig
+from rlhf_jax.steps import PolicyConfig
 from rlhf_jax.terminal import print_table
 from tpu.cost import flops, products
 from tpu.decode import MODEL as DECODED
@@ -55,7 +55,7 @@ def own_flops(model: TransformerConfig, update: str, rows: int) -> float:
     passes = {
         "sft": 3 * policy,
         "dpo": 4 * policy,
-        "ppo": PPOConfig().epochs * 3 * (policy + trunk),
+        "ppo": PolicyConfig().epochs * 3 * (policy + trunk),
     }
     return rows * model.max_length * passes[update]
 
@@ -114,7 +114,7 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     counts = {update: count(update, config.rows) for update in config.updates}
     totals = {update: found.totals for update, found in counts.items()}
     size = f"{config.rows} rows of {MODEL.max_length:,} tokens"
-    epochs = PPOConfig().epochs
+    epochs = PolicyConfig().epochs
     _table(f"One update, {size} (ppo: {epochs} epochs), one v5p chip", totals, 1.0)
     moved = {update: found.moved for update, found in counts.items()}
     _table("Matrix products, TFLOP", {u: c.products for u, c in counts.items()}, 1e12)

@@ -19,7 +19,7 @@ from rlhf_jax.models import (
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.sharding import DATA, FSDP, make_mesh, on_mesh, state_shardings
 from rlhf_jax.steps import (
-    PPOConfig,
+    PolicyConfig,
     PreferenceConfig,
     create_policy_state,
     create_state,
@@ -113,7 +113,7 @@ def compile_ppo(model: TransformerConfig, devices: Any, rows: int) -> Any:
     )
     experience = Experience(rollout, token, token, token, token, token, number)
     step = lambda state, experience: policy_step(
-        state, experience, key=jax.random.key(0), config=PPOConfig()
+        state, experience, key=jax.random.key(0), config=PolicyConfig()
     )
     return compile_step(step, make_mesh(devices), state, experience)
 

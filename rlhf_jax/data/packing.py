@@ -10,10 +10,9 @@ import numpy as np
 from rlhf_jax.data.batching import collate_demonstrations
 from rlhf_jax.data.records import Demonstration, Preference, TokenIds
 from rlhf_jax.data.sources import DataError
-from rlhf_jax.types import PreferenceBatch, TokenBatch
+from rlhf_jax.types import Experience, PreferenceBatch, TokenBatch
 
 Example = TypeVar("Example")
-Episodes = TypeVar("Episodes", bound=Any)  # an Experience or a GroupExperience
 
 
 def pack(
@@ -179,14 +178,16 @@ def collate_packed_preferences(
     )
 
 
-def pack_experience(experience: Episodes, *, width: int, multiple: int = 1) -> Episodes:
+def pack_experience(
+    experience: Experience, *, width: int, multiple: int = 1
+) -> Experience:
     """Episodes in as few rows as `pack` finds, for the updates. No reference.
 
     Numbers of a token stay with it, so that an update of the whole batch has the loss
     and the gradient of unpacked rows; minibatches are then drawn among packed rows.
 
     Args:
-      experience: an Experience or GroupExperience of NumPy or JAX arrays [B, T], one
+      experience: an Experience of NumPy or JAX arrays [B, T], one
         episode a row, padded on any side.
       width: columns W of a packed row.
       multiple: what the number of rows is a multiple of, by empty rows at the end:

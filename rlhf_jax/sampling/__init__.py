@@ -1,7 +1,7 @@
 """Prompts to rollouts, for any policy that is an ``ApplyFn``."""
 
-from rlhf_jax.sampling.config import SamplingConfig
+from rlhf_jax.sampling.config import SamplingConfig, greedy
 from rlhf_jax.sampling.generate import generate
 from rlhf_jax.sampling.meter import RolloutMeter
 
-__all__ = ["RolloutMeter", "SamplingConfig", "generate"]
+__all__ = ["RolloutMeter", "SamplingConfig", "generate", "greedy"]

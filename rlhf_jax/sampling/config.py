@@ -70,3 +70,21 @@ class SamplingConfig:
     def truncates(self) -> bool:
         """Whether some tokens can never be drawn."""
         return (self.top_k, self.top_p, self.min_p) != (None, None, None)
+
+
+def greedy(config: SamplingConfig) -> SamplingConfig:
+    """The config of one response a prompt, always the most probable token.
+
+    >>> greedy(SamplingConfig(max_new_tokens=24, completions=4)).completions
+    1
+    """
+    return dataclasses.replace(
+        config,
+        temperature=1.0,
+        top_k=1,
+        top_p=None,
+        min_p=None,
+        completions=1,
+        slots=None,
+        keep_sets=False,
+    )

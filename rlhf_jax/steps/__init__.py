@@ -1,26 +1,21 @@
 """Steps: (TrainState, batch, key) -> (TrainState, metrics)."""
 
-from rlhf_jax.steps.config import (
-    PPO_PRESETS,
-    REWARD_PRESETS,
-    KLConfig,
-    PPOConfig,
-    PPOPreset,
-    RewardPreset,
-)
+from rlhf_jax.steps.experience import episode_kl, experience_step, shape_scores
 from rlhf_jax.steps.forward import policy_forward
-from rlhf_jax.steps.group import (
-    GroupExperience,
-    group_experience_step,
-    group_step,
-)
-from rlhf_jax.steps.group_config import GROUP_PRESETS, GroupConfig
-from rlhf_jax.steps.iteration import RewardFn, group_iteration, ppo_iteration
-from rlhf_jax.steps.policy import policy_step, ppo_update
+from rlhf_jax.steps.iteration import RewardFn, policy_iteration
+from rlhf_jax.steps.policy import policy_step
+from rlhf_jax.steps.policy_config import KLConfig, PolicyConfig
 from rlhf_jax.steps.preference import (
     PreferenceConfig,
     preference_step,
     reference_logps,
+)
+from rlhf_jax.steps.presets import (
+    POLICY_PRESETS,
+    PPO_PRESETS,
+    REWARD_PRESETS,
+    PPOPreset,
+    RewardPreset,
 )
 from rlhf_jax.steps.reward import (
     binary_terms,
@@ -30,12 +25,7 @@ from rlhf_jax.steps.reward import (
     reward_eval,
     reward_step,
 )
-from rlhf_jax.steps.rollout import (
-    episode_kl,
-    experience_step,
-    sample_step,
-    shape_scores,
-)
+from rlhf_jax.steps.rollout import sample_step
 from rlhf_jax.steps.sft import sft_eval, sft_step
 from rlhf_jax.steps.state import (
     PolicyState,
@@ -46,14 +36,12 @@ from rlhf_jax.steps.state import (
 )
 
 __all__ = [
-    "GROUP_PRESETS",
+    "POLICY_PRESETS",
     "PPO_PRESETS",
     "REWARD_PRESETS",
-    "GroupConfig",
-    "GroupExperience",
     "KLConfig",
-    "PPOConfig",
     "PPOPreset",
+    "PolicyConfig",
     "PolicyState",
     "PreferenceConfig",
     "RewardFn",
@@ -66,14 +54,10 @@ __all__ = [
     "create_state",
     "episode_kl",
     "experience_step",
-    "group_experience_step",
-    "group_iteration",
-    "group_step",
     "pairwise_terms",
     "policy_forward",
+    "policy_iteration",
     "policy_step",
-    "ppo_iteration",
-    "ppo_update",
     "preference_step",
     "ranking_terms",
     "reference_logps",

@@ -38,7 +38,7 @@ def in_minibatches(
     Args:
       update: (state, this device's part of a minibatch) -> (state, global metrics).
       state: before the first update.
-      experience: this device's part of the batch, with ``scores`` [B].
+      experience: this device's part of the batch, arrays [B, …].
       key: PRNG key of the permutations, the same on every device.
       config: ``epochs`` and ``minibatches``.
       axis_name: the mapped axis over whose devices the batch is spread, or None.
@@ -51,10 +51,11 @@ def in_minibatches(
       ValueError: minibatches do not divide the global batch into equal device parts.
     """
     whole = gather(experience, axis_name)
+    rows_of = lambda tree: jax.tree.leaves(tree)[0].shape[0]
     index = minibatch_rows(
         key,
-        whole.scores.shape[0],
-        experience.scores.shape[0],
+        rows_of(whole),
+        rows_of(experience),
         epochs=config.epochs,
         minibatches=config.minibatches,
         axis_name=axis_name,

@@ -18,8 +18,8 @@ from rlhf_jax.data import (
     pack,
     pack_experience,
 )
-from rlhf_jax.steps import GroupExperience, episode_kl
-from rlhf_jax.types import Rollout, TokenBatch
+from rlhf_jax.steps import episode_kl
+from rlhf_jax.types import Experience, Rollout, TokenBatch
 
 
 @given(st.lists(st.integers(1, 12), max_size=60))
@@ -51,7 +51,15 @@ def episodes(lengths, columns=6):
     rollout = Rollout(
         TokenBatch(*arrays), per_token, per_row > 1, per_row, per_token, per_token, kept
     )
-    return GroupExperience(rollout, None, per_token, per_row / 2)
+    return Experience(
+        rollout,
+        ref_logprobs=None,
+        values=None,
+        rewards=per_token,
+        advantages=per_token,
+        returns=None,
+        scores=per_row / 2,
+    )
 
 
 def test_packed_episodes_by_hand():

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments import group, ppo, preference, reward_model, sft
+from experiments import policy, preference, reward_model, sft
 from experiments.inputs import DataConfig
 from rlhf_jax.data import load_tiny_reviews
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.optim import OptimConfig
 from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.steps import GROUP_PRESETS, PPOConfig
+from rlhf_jax.steps import POLICY_PRESETS
 
 TOY = TransformerConfig(
     vocab_size=300,
@@ -78,33 +78,21 @@ class Toys:
         )
         return dataclasses.replace(config, **changes)
 
-    def ppo(self, run_dir: Path, **changes) -> ppo.Config:
-        config = ppo.Config(
+    def policy(self, run_dir: Path, preset: str = "ppo", **changes) -> policy.Config:
+        """Two iterations; PPO has two epochs."""
+        size = 1 if preset in ("ppo", *policy.WITHOUT_GROUPS) else 4
+        sampling = SamplingConfig(max_new_tokens=8, completions=size)
+        algorithm = POLICY_PRESETS[preset](sampling)
+        if preset == "ppo":
+            algorithm = dataclasses.replace(algorithm, epochs=2)
+        config = policy.Config(
             run_dir,
             policy=self.root / "sft",
             reward=str(self.root / "reward"),
             data=self.data("prompts", 16),
             gold="rlhf_jax.data.tiny_reviews:gold_reward",
             prompt_length=64,
-            ppo=PPOConfig(sampling=SamplingConfig(max_new_tokens=8), epochs=2),
-            episodes=16,
-            batch_size=8,
-            eval_samples=8,
-            devices=1,
-            save_every=1,
-        )
-        return dataclasses.replace(config, **changes)
-
-    def group(self, run_dir: Path, preset: str = "grpo", **changes) -> group.Config:
-        sampling = SamplingConfig(max_new_tokens=8, completions=4)
-        config = group.Config(
-            run_dir,
-            policy=self.root / "sft",
-            reward=str(self.root / "reward"),
-            data=self.data("prompts", 16),
-            gold="rlhf_jax.data.tiny_reviews:gold_reward",
-            prompt_length=64,
-            group=GROUP_PRESETS[preset](sampling),
+            algorithm=algorithm,
             episodes=16,
             batch_size=8,
             eval_samples=8,

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import cli, ppo, reward_model, sft
+from experiments import cli, policy, reward_model, sft
 from experiments.inputs import DataConfig
 from rlhf_jax.errors import UserError
 
@@ -78,20 +78,32 @@ def test_missing_column_of_preferences(toys, tmp_path, capsys, compilations):
 
 
 def test_prompt_longer_than_the_context(toys, tmp_path, capsys, compilations):
-    message = _error(ppo, toys.ppo(tmp_path / "a", prompt_length=125), capsys)
+    message = _error(policy, toys.policy(tmp_path / "a", prompt_length=125), capsys)
     assert "prompt_length = 125" in message and "128 tokens" in message
-    message = _error(ppo, toys.ppo(tmp_path / "b", prompt_length=3), capsys)
+    message = _error(policy, toys.policy(tmp_path / "b", prompt_length=3), capsys)
     assert "tiny_reviews/prompts" in message and "keep_end" in message
     assert not compilations
 
 
 def test_groups_that_do_not_fill_a_batch(toys, tmp_path):
     with pytest.raises(UserError, match="batch_size = 6: .* sampling.completions = 4"):
-        toys.group(tmp_path, batch_size=6)
+        toys.policy(tmp_path, "grpo", batch_size=6)
+
+
+def test_policy_options_that_contradict(toys, tmp_path):
+    wrong = [
+        ({"lag": -1}, "lag = -1: expected 0 or more"),
+        ({"draws": 0}, "draws = 0: expected 1 or more"),
+        ({"lag": 1, "prompt_buckets": (8,)}, "lag = 1: expected no prompt_buckets"),
+        ({"demonstrations": "rows.jsonl"}, "ptx_coef and demonstrations"),
+    ]
+    for change, message in wrong:
+        with pytest.raises(UserError, match=message):
+            toys.policy(tmp_path, **change)
 
 
 def test_unknown_preset(toys, tmp_path, capsys):
-    message = _error(ppo, toys.ppo(tmp_path), capsys, ["--preset", "openai"])
+    message = _error(policy, toys.policy(tmp_path), capsys, ["--preset", "openai"])
     assert "--preset openai" in message and "toy, other" in message
 
 
@@ -113,12 +125,13 @@ def test_earlier_stages(toys, tmp_path, capsys, compilations):
         ({"reward": str(toys.root / "sft")}, "expected a reward model"),
         ({"reward": "no.such:thing"}, "no.such:thing"),
         ({"reward_kind": "logit"}, "--reward-kind logit"),
-        ({"reward": "builtins:len"}, "--critic head"),
+        ({"reward": "builtins:len", "critic": "reward"}, "--critic head"),
         ({"stop_text": "no token is this"}, "stop_text"),
         ({"devices": 99}, "devices = 99"),
+        ({"preset": "grpo", "critic": "head"}, "advantages by group have no critic"),
     ]
     for number, (change, word) in enumerate(cases):
-        message = _error(ppo, toys.ppo(tmp_path / str(number), **change), capsys)
+        message = _error(policy, toys.policy(tmp_path / str(number), **change), capsys)
         assert word in message, message
     assert not compilations
 
@@ -136,8 +149,8 @@ def test_rows_that_cannot_be_cut_or_packed(toys, tmp_path, capsys, compilations)
             {"pack_length": 128, "kind": "ranking"},
             "pack_length = 128: several such",
         ),
-        (ppo, toys.ppo, {"pack_length": 71}, "pack_length = 71: expected 72"),
-        (ppo, toys.ppo, {"pack_length": 129}, "pack_length = 129"),
+        (policy, toys.policy, {"pack_length": 71}, "pack_length = 71: expected 72"),
+        (policy, toys.policy, {"pack_length": 129}, "pack_length = 129"),
     ]
     for number, (script, configure, change, word) in enumerate(cases):
         config = configure(tmp_path / str(number), **change)
@@ -147,7 +160,7 @@ def test_rows_that_cannot_be_cut_or_packed(toys, tmp_path, capsys, compilations)
 
 
 def test_a_value_out_of_range_names_its_option(tmp_path):
-    command = [sys.executable, "-m", "experiments.ppo", "--ppo.epochs", "0"]
+    command = [sys.executable, "-m", "experiments.policy", "--algorithm.epochs", "0"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
     assert "epochs" in done.stdout + done.stderr

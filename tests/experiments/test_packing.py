@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import ppo, reward_model, rollouts
+from experiments import policy, reward_model, rollouts
 from experiments.judgements import JUDGEMENTS, read_judgements
 from rlhf_jax.optim import OptimConfig
 from rlhf_jax.tracking import read_metrics
@@ -40,9 +40,9 @@ def test_packed_episodes_make_the_same_update(toys, tmp_path, monkeypatch):
         return packed
 
     monkeypatch.setattr(rollouts, "pack_experience", spy)
-    ppo.main(toys.ppo(tmp_path / "alone", optim=SMOOTH))
+    policy.main(toys.policy(tmp_path / "alone", optim=SMOOTH))
     assert not rows
-    ppo.main(toys.ppo(tmp_path / "packed", optim=SMOOTH, pack_length=128))
+    policy.main(toys.policy(tmp_path / "packed", optim=SMOOTH, pack_length=128))
     assert len(rows) == 2  # iterations, of 8 episodes each
     assert all(count < 8 and width == 128 for count, width in rows)
     found, expected = _first(tmp_path / "packed"), _first(tmp_path / "alone")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from experiments import export, group, ppo, preference, quickstart, reward_model, sft
+from experiments import export, policy, preference, quickstart, reward_model, sft
 from experiments.inputs import DataConfig, read_data
 from experiments.judgements import JUDGEMENTS
 from experiments.runs import LoraOptions
@@ -15,7 +15,7 @@ from rlhf_jax import checkpoint
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import score_apply
 from rlhf_jax.rewards import sequence_scores
-from rlhf_jax.steps import GROUP_PRESETS, PreferenceConfig
+from rlhf_jax.steps import POLICY_PRESETS, PreferenceConfig
 from rlhf_jax.tracking import read_metrics
 
 
@@ -46,7 +46,7 @@ def test_packed_rows_in_micro_batches(toys, tmp_path):
 
 @pytest.mark.parametrize("critic", ["reward", "head"])
 def test_ppo_trains_and_its_policy_can_be_loaded(toys, tmp_path, critic):
-    summary = ppo.main(toys.ppo(tmp_path, critic=critic))
+    summary = policy.main(toys.policy(tmp_path, critic=critic))
     assert summary["before/kl"] == pytest.approx(0, abs=1e-4)
     assert summary["after/kl"] != summary["before/kl"]
     rows = read_metrics(tmp_path / "metrics.jsonl")
@@ -62,15 +62,15 @@ def test_ppo_trains_and_its_policy_can_be_loaded(toys, tmp_path, critic):
 # One of each surrogate; rloo has the KL in the score.
 @pytest.mark.parametrize("preset", ["grpo", "rloo", "gspo", "cispo"])
 def test_groups_train_a_policy_without_a_critic(toys, tmp_path, preset):
-    config = toys.group(tmp_path / "run", preset)
-    summary = group.main(config)
+    config = toys.policy(tmp_path / "run", preset)
+    summary = policy.main(config)
     assert summary["after/distinct"] > 0
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["first/ratio_max"] == pytest.approx(1, abs=1e-4)
     assert rows[0]["first/approx_kl"] < 1e-6
     assert rows[0]["optim/grad_norm"] > 0
-    if config.group.kl_coef:
+    if config.algorithm.kl.coef:
         assert summary["before/kl"] == pytest.approx(0, abs=1e-4)
         assert summary["after/kl"] != summary["before/kl"]
     else:  # there is no reference
@@ -79,29 +79,30 @@ def test_groups_train_a_policy_without_a_critic(toys, tmp_path, preset):
     if preset == "grpo":
         export.main(export.Config(tmp_path / "run", tmp_path / "out"))
         card = (tmp_path / "out/README.md").read_text()
-        assert "responses compared in groups (ppo)" in card
+        assert "advantages by group, loss ppo" in card
 
 
 def test_groups_with_adapters_packed_on_two_devices(toys, tmp_path):
     """A function as the reward; DAPO's groups of equal scores have no token."""
-    config = toys.group(
+    config = toys.policy(
         tmp_path,
         "dapo",
+        draws=2,
         reward="rlhf_jax.data.tiny_reviews:gold_reward",
         lora=LoraOptions(rank=2),
         pack_length=128,
         devices=2,
     )
-    group.main(config)
+    policy.main(config)
     for row in read_metrics(tmp_path / "metrics.jsonl"):
         assert row["objective/score"] == pytest.approx(row["objective/gold"])
     assert load_stage(tmp_path, "policy", option="--policy").adapters is not None
 
 
-def test_every_preset_of_groups_has_a_config():
-    for name, preset in GROUP_PRESETS.items():
-        config = group.Config(group=preset(group.SAMPLING))
-        assert config.batch_size % config.group.minibatches == 0, name
+def test_every_preset_cuts_its_batch():
+    for name, preset in POLICY_PRESETS.items():
+        config = policy.Config(algorithm=preset(policy.GROUPS))
+        assert config.batch_size % config.algorithm.minibatches == 0, name
 
 
 def test_preferences_train_a_policy_that_later_stages_load(toys, tmp_path):
@@ -116,7 +117,7 @@ def test_preferences_train_a_policy_that_later_stages_load(toys, tmp_path):
     assert rows[0]["preference/margin"] == 0 != rows[1]["preference/margin"]
     assert rows[1]["preference/eval_margin"] == found["preference/eval_margin"]
     assert (tmp_path / "dpo" / "report.png").stat().st_size > 1000
-    ppo.main(toys.ppo(tmp_path / "ppo", policy=tmp_path / "dpo"))
+    policy.main(toys.policy(tmp_path / "ppo", policy=tmp_path / "dpo"))
     export.main(export.Config(tmp_path / "dpo", tmp_path / "out"))
     assert "preference optimisation (dpo)" in (tmp_path / "out/README.md").read_text()
 
@@ -142,15 +143,16 @@ def test_adapters_packed_pairs_and_another_loss(toys, tmp_path):
     preference.main(toys.preference(tmp_path, **changes))
     first, *_ = read_metrics(tmp_path / "metrics.jsonl")
     assert first["preference/loss"] == pytest.approx(25)  # (0 − 1/(2β))²
-    policy = load_stage(tmp_path, "policy", option="--policy")
-    assert policy.adapters is not None and "embed" not in policy.adapters["trunk"]
+    trained = load_stage(tmp_path, "policy", option="--policy")
+    assert trained.adapters is not None
+    assert "embed" not in trained.adapters["trunk"]
 
 
 def test_ppo_with_a_python_reward(toys, tmp_path):
-    config = toys.ppo(
+    config = toys.policy(
         tmp_path, reward="rlhf_jax.data.tiny_reviews:gold_reward", critic="head"
     )
-    ppo.main(config)
+    policy.main(config)
     for row in read_metrics(tmp_path / "metrics.jsonl"):
         ended = row["rollout/ended"]
         if ended == 1:  # no score was replaced
@@ -158,7 +160,7 @@ def test_ppo_with_a_python_reward(toys, tmp_path):
 
 
 def test_truncate_token_ends_responses(toys, tmp_path):
-    ppo.main(toys.ppo(tmp_path, stop_text=".", gold=None))
+    policy.main(toys.policy(tmp_path, stop_text=".", gold=None))
     for line in (tmp_path / "samples.jsonl").read_text().splitlines():
         text = json.loads(line)["after"]["completion"]
         assert "." not in text[:-1]
@@ -178,8 +180,8 @@ def test_binary_reward_model_from_scratch_then_ppo(toys, tmp_path):
     config = dataclasses.replace(config, data=DataConfig(str(data), eval_fraction=0.25))
     found = reward_model.main(config)
     assert found["judgements"] == 8
-    summary = ppo.main(
-        toys.ppo(
+    summary = policy.main(
+        toys.policy(
             tmp_path / "ppo",
             reward=str(tmp_path / "reward"),
             reward_kind="probability",
@@ -192,14 +194,14 @@ def test_normalized_rewards_have_mean_0_and_std_1(toys, tmp_path):
     config = toys.reward(tmp_path, normalize=True, normalize_samples=16)
     reward_model.main(config)
     reward = load_stage(tmp_path, "reward", option="--reward")
-    policy = load_stage(config.policy, "policy", option="--policy")
+    began = load_stage(config.policy, "policy", option="--policy")
     pairs = JUDGEMENTS["pairwise"]
-    tokenize = lambda texts: pairs.tokenize(texts, policy.tokenizer, max_length=128)[0]
+    tokenize = lambda texts: pairs.tokenize(texts, began.tokenizer, max_length=128)[0]
     examples, held_out = map(tokenize, read_data(config.data, pairs.parse, seed=0))
     length = max(
         len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in examples + held_out
     )
-    samples = reward_model.sample_policy(config, policy, examples, length)
+    samples = reward_model.sample_policy(config, began, examples, length)
     scores = sequence_scores(score_apply(reward.model), reward.params, samples)
     assert float(scores.mean()) == pytest.approx(0, abs=1e-4)
     assert float(scores.std()) == pytest.approx(1, abs=1e-4)
@@ -209,15 +211,31 @@ MODULES = {
     "sft": sft,
     "reward": reward_model,
     "preference": preference,
-    "ppo": ppo,
-    "group": group,
+    "policy": policy,
+}
+# Rollouts that wait, and demonstrations, go on where they were, too.
+OLDER = {
+    "preset": "remax",
+    "lag": 1,
+    "episodes": 24,
+    "demonstrations": "tfds:tiny_reviews/reviews:train[:16]",
 }
 
 
-@pytest.mark.parametrize("stage", MODULES)
+@pytest.mark.parametrize("stage", [*MODULES, "policy-older"])
 def test_stopping_and_resuming_changes_nothing(toys, tmp_path, stage, monkeypatch):
+    stage, _, older = stage.partition("-")
     main = MODULES[stage].main
-    config = lambda name, **kw: getattr(toys, stage)(tmp_path / name, **kw)
+
+    def config(name, **changes):
+        if not older:
+            return getattr(toys, stage)(tmp_path / name, **changes)
+        plain = toys.policy(tmp_path / name, OLDER["preset"])
+        corrected = {"importance_cap": 2.0, "ptx_coef": 0.1, "entropy_coef": 0.01}
+        algorithm = dataclasses.replace(plain.algorithm, **corrected)
+        rest = {name: value for name, value in OLDER.items() if name != "preset"}
+        return dataclasses.replace(plain, algorithm=algorithm, **rest, **changes)
+
     whole = main(config("whole"))
 
     # Dies after the first checkpoint, with a line of metrics already beyond it.
@@ -247,7 +265,7 @@ def test_a_finished_run_has_nothing_to_do(toys, capsys):
 
 def test_same_seed_same_metrics_other_seed_others(toys, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        ppo.main(toys.ppo(tmp_path / name, seed=seed))
+        policy.main(toys.policy(tmp_path / name, seed=seed))
     assert _metrics(tmp_path / "a") == _metrics(tmp_path / "b")
     assert _metrics(tmp_path / "a") != _metrics(tmp_path / "c")
 

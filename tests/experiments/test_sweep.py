@@ -11,16 +11,16 @@ from experiments.population import Config
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.steps import GroupConfig, PPOConfig
+from rlhf_jax.steps import POLICY_PRESETS, PolicyConfig
 from rlhf_jax.tracking import read_metrics
 
+GRPO = POLICY_PRESETS["grpo"](SamplingConfig(3, completions=2))
 TINY = Config(
     seeds=2,
     iterations=3,
     episodes=4,
     prompt_length=2,
-    ppo=PPOConfig(SamplingConfig(3), missing_stop="keep", epochs=1),
-    grpo=GroupConfig(SamplingConfig(3, completions=2)),
+    algorithm=PolicyConfig(SamplingConfig(3), missing_stop="keep", epochs=1),
     model=TransformerConfig(
         vocab_size=16,
         d_model=8,
@@ -61,7 +61,7 @@ def test_ppo_with_two_rates_beside_single_runs(tmp_path, capsys):
 
 
 def test_grpo(tmp_path):
-    config = dataclasses.replace(TINY, run_dir=tmp_path / "run", algorithm="grpo")
+    config = dataclasses.replace(TINY, run_dir=tmp_path / "run", algorithm=GRPO)
     summary = sweep.main(config)
     assert 0 <= summary["objective/score/0.01"] <= 1
     assert "ratio" not in summary
@@ -76,7 +76,7 @@ def test_grpo(tmp_path):
         ({"iterations": 1}, "iterations = 1: expected 2 or more"),
         ({"learning_rates": ()}, "learning_rates"),
         ({"learning_rates": (1e-3, 1e-3)}, "learning_rates = 0.001 0.001"),
-        ({"episodes": 3, "algorithm": "grpo"}, "episodes = 3: expected a multiple of"),
+        ({"episodes": 3, "algorithm": GRPO}, "episodes = 3: expected a multiple of"),
         ({"prompt_length": 6}, "prompt_length = 6"),
     ],
 )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import export, ppo, reward_model, sft
+from experiments import export, policy, reward_model, sft
 from experiments.inputs import DataConfig
 from experiments.runs import LoraOptions
 from experiments.stages import eos_id, load_stage
@@ -97,7 +97,7 @@ def test_chat_sft_on_a_pretrained_model(toys, pretrained, tmp_path):
     asked = tmp_path / "asked.jsonl"
     prompts = ({"prompt": row["messages"][:1]} for row in rows)
     asked.write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    run = toys.ppo(
+    run = toys.policy(
         tmp_path / "ppo",
         policy=tmp_path / "sft",
         reward="rlhf_jax.data.tiny_reviews:gold_reward",
@@ -105,7 +105,7 @@ def test_chat_sft_on_a_pretrained_model(toys, pretrained, tmp_path):
         lora=LORA,
         data=DataConfig(str(asked), eval_fraction=0.5),
     )
-    ppo.main(run)
+    policy.main(run)
     first = read_metrics(tmp_path / "ppo" / "metrics.jsonl")[0]
     assert first["first/ratio_max"] == pytest.approx(1, abs=1e-4)
     export.main(export.Config(tmp_path / "ppo", tmp_path / "out"))
@@ -119,38 +119,40 @@ def test_chat_sft_on_a_pretrained_model(toys, pretrained, tmp_path):
     ends = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert ends["eos_token_id"] == [trained.tokenizer.eos_token_id, 5]
     assert load_tokenizer(tmp_path / "out").chat_template == CHATML
-    assert "PPO" in (tmp_path / "out/README.md").read_text()
+    assert "advantages by gae" in (tmp_path / "out/README.md").read_text()
 
 
 def test_adapters_share_one_base(toys, tmp_path):
     """Reward model and PPO as adapters on one policy, critic from the reward model."""
     reward = toys.reward(tmp_path / "reward", lora=LORA)
     reward_model.main(reward)
-    ppo.main(toys.ppo(tmp_path / "ppo", reward=str(tmp_path / "reward"), lora=LORA))
-    saved = checkpoint.restore_params(tmp_path / "ppo/checkpoints", "params")
+    policy.main(
+        toys.policy(tmp_path / "ppo", reward=str(tmp_path / "reward"), lora=LORA)
+    )
+    saved = checkpoint.restore_params(tmp_path / "ppo/checkpoints", "0/params")
     assert {"policy", "critic"} == saved.keys()
     assert "lm_head" not in saved["policy"] and "embed" not in saved["policy"]["trunk"]
-    policy = load_stage(toys.root / "sft", "policy", option="--policy")
-    judge = load_stage(tmp_path / "reward", "reward", option="--reward", base=policy)
+    base = load_stage(toys.root / "sft", "policy", option="--policy")
+    judge = load_stage(tmp_path / "reward", "reward", option="--reward", base=base)
     shared = judge.whole()["trunk"]["embed"]["embedding"]
-    assert shared is policy.params["trunk"]["embed"]["embedding"]
+    assert shared is base.params["trunk"]["embed"]["embedding"]
     # Nothing trained but the adapters: their base is the policy still.
     trained = load_stage(tmp_path / "ppo", "policy", option="--policy")
-    jax.tree.map(np.testing.assert_array_equal, trained.params, policy.params)
+    jax.tree.map(np.testing.assert_array_equal, trained.params, base.params)
     assert jax.tree.reduce(max, jax.tree.map(lambda x: abs(x).max(), trained.adapters))
 
     export.main(export.Config(tmp_path / "ppo", tmp_path / "peft", adapters=True))
     export.main(export.Config(toys.root / "sft", tmp_path / "base"))
-    base = load_pretrained(tmp_path / "base")
+    plain = load_pretrained(tmp_path / "base")
     adapters, _ = load_adapters(
-        tmp_path / "peft", base.config, hf_config=base.hf_config
+        tmp_path / "peft", plain.config, hf_config=plain.hf_config
     )
     jax.tree.map(np.testing.assert_array_equal, adapters, trained.adapters)
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "policy"])
 def test_adapters_resume_exactly(toys, tmp_path, stage, monkeypatch):
-    module = {"sft": sft, "reward": reward_model, "ppo": ppo}[stage]
+    module = {"sft": sft, "reward": reward_model, "policy": policy}[stage]
     start = {"policy": toys.root / "sft"} if stage == "sft" else {}
     make = lambda name, **kw: getattr(toys, stage)(
         tmp_path / name, lora=LORA, **start, **kw
@@ -174,10 +176,10 @@ def test_adapters_resume_exactly(toys, tmp_path, stage, monkeypatch):
 def test_a_reward_model_of_transformers_is_a_reward(toys, tmp_path):
     """Exported as a sequence classifier, the reward model is the same reward."""
     export.main(export.Config(toys.root / "reward", tmp_path / "judge"))
-    run = toys.ppo(tmp_path / "ppo", reward=str(tmp_path / "judge"), critic="head")
-    plain = toys.ppo(tmp_path / "plain", critic="head")
-    assert ppo.main(run)["before/reward"] == pytest.approx(
-        ppo.main(plain)["before/reward"], abs=1e-5
+    run = toys.policy(tmp_path / "ppo", reward=str(tmp_path / "judge"), critic="head")
+    plain = toys.policy(tmp_path / "plain", critic="head")
+    assert policy.main(run)["before/reward"] == pytest.approx(
+        policy.main(plain)["before/reward"], abs=1e-5
     )
 
 

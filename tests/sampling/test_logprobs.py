@@ -25,7 +25,7 @@ from rlhf_jax.ops.logprobs import token_logprobs
 from rlhf_jax.sampling import SamplingConfig, generate
 from rlhf_jax.steps import (
     KLConfig,
-    PPOConfig,
+    PolicyConfig,
     create_policy_state,
     experience_step,
     policy_forward,
@@ -178,7 +178,7 @@ def test_kept_sets_of_completions(slots):
 
 def _ppo(keep_sets, forget=False):
     """One PPO iteration of a tabular policy whose sampler truncates."""
-    config = PPOConfig(
+    config = PolicyConfig(
         sampling=SamplingConfig(
             5, temperature=TAU, top_k=3, stop_ids=(5,), keep_sets=keep_sets
         ),

@@ -35,13 +35,10 @@ from rlhf_jax.models import (
 )
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
-    GROUP_PRESETS,
-    GroupExperience,
-    PPOConfig,
+    POLICY_PRESETS,
     PreferenceConfig,
     create_policy_state,
     create_state,
-    group_step,
     pairwise_terms,
     policy_step,
     preference_step,
@@ -163,18 +160,16 @@ def experience(kind, *, packed=False):
     """PPO's, or of GRPO and its relatives; packed, in eight rows."""
     per_token = [numbers(seed, ROWS, LENGTH) for seed in range(5, 9)]
     scores = numbers(9, ROWS)
-    if kind in GROUP_PRESETS:
-        alone = GroupExperience(rollout(), per_token[0] - 3, per_token[1], scores)
-    else:
-        alone = Experience(
-            rollout(),
-            ref_logprobs=per_token[0] - 3,
-            values=per_token[1],
-            rewards=per_token[2],
-            advantages=per_token[3],
-            returns=per_token[2],
-            scores=scores,
-        )
+    critic = kind == "ppo"
+    alone = Experience(
+        rollout(),
+        ref_logprobs=per_token[0] - 3,
+        values=per_token[1] if critic else None,
+        rewards=per_token[2],
+        advantages=per_token[3],
+        returns=per_token[2] if critic else None,
+        scores=scores,
+    )
     return pack_experience(alone, width=WIDTH, multiple=8) if packed else alone
 
 
@@ -201,14 +196,11 @@ def task(kind, parts=1, *, table=True, packed=False) -> tuple[Any, Any, Any]:
         )
         return step, create_state(*use("policy"), tx), pairs(packed=packed)
     cuts: Any = {"epochs": 1, "minibatches": 1, "micro_batches": parts}
-    if kind in GROUP_PRESETS:
-        numbers_of = GROUP_PRESETS[kind](SamplingConfig(5, completions=2))
-        config = dataclasses.replace(numbers_of, **cuts)
-        step = functools.partial(group_step, config=config)
-        state = create_state(*use("policy"), tx)
-    else:
-        step = functools.partial(policy_step, config=PPOConfig(**cuts))
-        state = create_policy_state(*use("critic"), tx, kl_coef=0.1)
+    numbers_of = POLICY_PRESETS[kind](SamplingConfig(5, completions=2))
+    config = dataclasses.replace(numbers_of, **cuts)
+    step = functools.partial(policy_step, config=config)
+    role = "critic" if config.advantage == "gae" else "policy"
+    state = create_policy_state(*use(role), tx, kl_coef=config.kl.coef)
     return (
         functools.partial(step, key=jax.random.key(3)),
         state,

@@ -4,6 +4,7 @@ PPO and its relatives without a critic from rewards; DPO from preferences that f
 them; its relatives what they have in place of π*.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -16,19 +17,15 @@ from toys import tabular_params, tabular_policy, token_batch
 
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
-    GROUP_PRESETS,
-    GroupConfig,
+    POLICY_PRESETS,
     KLConfig,
-    PPOConfig,
+    PolicyConfig,
     PreferenceConfig,
     create_policy_state,
     create_state,
-    experience_step,
-    group_iteration,
-    policy_step,
+    policy_iteration,
     preference_step,
     reference_logps,
-    sample_step,
 )
 from rlhf_jax.types import PreferenceBatch
 
@@ -36,42 +33,22 @@ ARMS, ROWS, ITERATIONS = 8, 2048, 150
 UPDATES = 600  # of preference optimisation, all pairs each
 
 
-def _train(beta, rewards, reference):
-    config = PPOConfig(
-        sampling=SamplingConfig(max_new_tokens=1),
-        kl=KLConfig(coef=beta),
-        missing_stop="keep",
-        epochs=2,
-        minibatches=2,
-        value_coef=0.5,
-        value_clip_eps=None,
-    )
+def _train(config, rewards, reference):
+    """The state that a policy gets to from the reference, one update a minibatch."""
     updates = ITERATIONS * config.epochs * config.minibatches
     tx = optax.adam(optax.linear_schedule(0.1, 0.0, updates), eps=1e-5)
-    state = create_policy_state(tabular_policy, reference, tx, kl_coef=beta)
-    prompts = token_batch(jnp.zeros((ROWS, 1)))
-
-    def iterate(state, key):
-        sample_key, update_key = jax.random.split(key)
-        rollout = sample_step(
-            state.params,
-            prompts,
-            jnp.arange(ROWS),
-            key=sample_key,
-            apply_fn=tabular_policy,
-            config=config.sampling,
-        )
-        experience, _ = experience_step(
-            state,
-            reference,
-            rollout,
-            rewards[rollout.batch.tokens[:, -1]],
-            ref_apply_fn=tabular_policy,
-            config=config,
-        )
-        state, _ = policy_step(state, experience, key=update_key, config=config)
-        return state, None
-
+    state = create_policy_state(tabular_policy, reference, tx, kl_coef=config.kl.coef)
+    prompts = token_batch(jnp.zeros((ROWS // config.sampling.completions, 1)))
+    iterate = lambda state, key: policy_iteration(
+        state,
+        prompts,
+        reference,
+        key=key,
+        sample_fn=tabular_policy,
+        ref_apply_fn=tabular_policy,
+        reward_fn=lambda _, rollout: rewards[rollout.batch.tokens[:, -1]],
+        config=config,
+    )
     keys = jax.random.split(jax.random.key(0), ITERATIONS)
     scan = jax.jit(functools.partial(jax.lax.scan, iterate))
     return scan(state, keys)[0]
@@ -85,7 +62,16 @@ def test_ppo_reaches_the_optimum_in_closed_form(beta):
     log_ref = jax.nn.log_softmax(reference["logits"][0])
     optimum = jax.nn.softmax(log_ref + rewards / beta)
     start = 0.5 * float(jnp.abs(jnp.exp(log_ref) - optimum).sum())
-    state = _train(beta, rewards, reference)
+    config = PolicyConfig(
+        SamplingConfig(max_new_tokens=1),
+        kl=KLConfig(coef=beta),
+        missing_stop="keep",
+        epochs=2,
+        minibatches=2,
+        value_coef=0.5,
+        value_clip_eps=None,
+    )
+    state = _train(config, rewards, reference)
     found = jax.nn.softmax(state.params["logits"][0])
     distance = 0.5 * float(jnp.abs(found - optimum).sum())
     assert start > 0.1  # there was something to learn
@@ -97,53 +83,64 @@ def test_ppo_reaches_the_optimum_in_closed_form(beta):
 
 
 GROUP = 4
-K2: Any = {"scale": "none", "kl_kind": "k2"}
-SCORE: Any = {"scale": "none", "kl_kind": "k1", "kl_in": "score"}
+K1: Any = {"kind": "k1", "place": "reward"}
+K2: Any = {"kind": "k2", "place": "loss"}
 
 
-def _compare(rewards, reference, **changes):
-    """The policy that groups of four make of the reference, one update a batch."""
-    sampling = SamplingConfig(max_new_tokens=1, completions=GROUP)
-    config = GroupConfig(sampling, **changes)
-    tx = optax.adam(optax.linear_schedule(0.1, 0.0, ITERATIONS), eps=1e-5)
-    state = create_state(tabular_policy, reference, tx)
-    prompts = token_batch(jnp.zeros((ROWS // GROUP, 1)))
-    iterate = lambda state, key: group_iteration(
-        state,
-        prompts,
-        reference,
-        key=key,
-        sample_fn=tabular_policy,
-        ref_apply_fn=tabular_policy,
-        reward_fn=lambda _, rollout: rewards[rollout.batch.tokens[:, -1]],
-        config=config,
-    )
-    keys = jax.random.split(jax.random.key(0), ITERATIONS)
-    scan = jax.jit(functools.partial(jax.lax.scan, iterate))
-    return jax.nn.softmax(scan(state, keys)[0].params["logits"][0])
+def _preset(name, beta, kl=K1, size=1, **changes):
+    """The policy that an algorithm makes of the bandit's reference."""
+    reference, _, rewards, _ = _bandit()
+    sampling = SamplingConfig(max_new_tokens=1, completions=size)
+    row = {"kl": KLConfig(coef=beta, **kl)} | changes
+    config = dataclasses.replace(POLICY_PRESETS[name](sampling), **row)
+    state = _train(config, jnp.asarray(rewards), reference)
+    return jax.nn.softmax(state.params["logits"][0])
 
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])
 @pytest.mark.parametrize(
-    "changes",
+    "name, kl, changes",
     [
-        vars(GROUP_PRESETS["rloo"](SamplingConfig(1, completions=GROUP))),
-        SCORE,
-        {**K2, "advantage": "leave_one_out", "reduction": "sequence"},
-        {**K2, "reduction": "constant"},
+        ("rloo", K1, {}),
+        ("grpo", K1, {"scale": "none"}),
+        ("rloo", K2, {"reduction": "sequence", "constant_length": None}),
+        ("dr_grpo", K2, {}),
     ],
-    ids=["rloo", "grpo-score", "leave-one-out-k2", "dr_grpo-k2"],
+    ids=["rloo", "grpo-reward", "leave-one-out-k2", "dr_grpo-k2"],
 )
-def test_groups_reach_the_optimum_in_closed_form(changes, beta):
-    reference, start, rewards, _ = _bandit()
-    changes = {k: v for k, v in changes.items() if k != "sampling"} | {"kl_coef": beta}
-    found = _compare(jnp.asarray(rewards), reference, **changes)
+def test_groups_reach_the_optimum_in_closed_form(name, kl, changes, beta):
+    _, start, rewards, _ = _bandit()
+    found = _preset(name, beta, kl, size=GROUP, **changes)
     # The mean of a group has the response itself in it, and its score counts
     # (G − 1)/G: beside a KL in the loss, which counts whole, β is as much larger.
-    alone = changes.get("advantage") == "leave_one_out" or "score" in changes.values()
+    alone = name == "rloo" or kl is K1
     beta = beta if alone else beta * GROUP / (GROUP - 1)
     optimum = start * np.exp(rewards / beta)
     _assert_reached(found, optimum / optimum.sum(), start)
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.0])
+@pytest.mark.parametrize("name", ["reinforce", "remax", "reinforce_pp"])
+def test_reinforce_and_its_kin_reach_the_optimum_in_closed_form(name, beta):
+    _, start, rewards, _ = _bandit()
+    optimum = start * np.exp(rewards / beta)
+    _assert_reached(_preset(name, beta), optimum / optimum.sum(), start)
+
+
+def test_a_whitened_lead_beside_a_kl_in_the_loss_has_another_optimum():
+    """REINFORCE++ with a baseline divides the lead by the batch's deviation, and not
+    the KL: the leash is as much longer as the deviation is small.
+    """
+    beta = 0.3
+    _, start, rewards, _ = _bandit()
+    found = _preset("reinforce_pp_baseline", beta, K2, size=GROUP)
+    optimum = start * np.exp(rewards / beta)
+    assert 0.5 * np.abs(found - optimum / optimum.sum()).sum() > 0.06
+    deviation = np.sqrt(np.sum(found * rewards**2) - np.sum(found * rewards) ** 2)
+    deviation *= np.sqrt((GROUP - 1) / GROUP)  # of leads over means of groups
+    factor = (GROUP - 1) / GROUP / deviation
+    own = start * np.exp(rewards * factor / beta)
+    _assert_reached(found, own / own.sum(), start)
 
 
 def _every_pair(wins):
@@ -244,9 +241,9 @@ def _optimum(divergence, start, rewards, beta):
 def test_k3_in_the_loss_reaches_the_optimum_of_the_forward_kl():
     """Its gradient is that of KL(π_ref ‖ π), and not of KL(π ‖ π_ref)."""
     beta = 0.3
-    reference, start, rewards, _ = _bandit()
-    changes: Any = {"scale": "none", "advantage": "leave_one_out", "kl_coef": beta}
-    found = _compare(jnp.asarray(rewards), reference, **changes)
+    _, start, rewards, _ = _bandit()
+    forward: Any = {"kind": "k3", "place": "loss"}
+    found = _preset("rloo", beta, forward, size=GROUP)
     _assert_reached(found, _optimum("forward_kl", start, rewards, beta), start)
     optimum = start * np.exp(rewards / beta)
     assert 0.5 * np.abs(found - optimum / optimum.sum()).sum() > 0.06

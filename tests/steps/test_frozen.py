@@ -1,5 +1,6 @@
 """Steps that train adapters on a base that stays."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -31,13 +32,12 @@ from rlhf_jax.parallel import (
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
     KLConfig,
-    PPOConfig,
+    PolicyConfig,
     create_policy_state,
     create_state,
     experience_step,
     pairwise_terms,
     policy_step,
-    ppo_update,
     reward_eval,
     reward_step,
     sample_step,
@@ -58,7 +58,7 @@ MODEL = TransformerConfig(
     max_length=16,
 )
 LORA = LoraConfig(rank=2, alpha=8.0)
-PPO = PPOConfig(
+PPO = PolicyConfig(
     sampling=SamplingConfig(max_new_tokens=4, temperature=0.7, stop_ids=(5,)),
     kl=KLConfig(coef=0.1),
     epochs=1,
@@ -264,7 +264,10 @@ def test_experience_is_that_of_the_merged_parameters():
 
 @quick_jit
 def ppo_losses(state, experience, frozen):
-    _, metrics = ppo_update(state, experience, frozen, config=PPO, axis_name=None)
+    one_update = dataclasses.replace(PPO, epochs=1, minibatches=1)
+    _, metrics = policy_step(
+        state, experience, frozen, key=jax.random.key(0), config=one_update
+    )
     return metrics.sums["policy/loss"], metrics.sums["value/loss"]
 
 

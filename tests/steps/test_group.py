@@ -22,18 +22,18 @@ from rlhf_jax.parallel import (
 )
 from rlhf_jax.sampling import SamplingConfig, generate
 from rlhf_jax.steps import (
-    GroupConfig,
-    create_state,
-    group_experience_step,
-    group_step,
+    POLICY_PRESETS,
+    KLConfig,
+    create_policy_state,
+    experience_step,
+    policy_step,
 )
 from rlhf_jax.types import ModelOutput, Rollout
 
 VOCAB, ROWS, SIZE = 6, 32, 4
-CONFIG = GroupConfig(
-    sampling=SamplingConfig(max_new_tokens=5, temperature=0.7, completions=SIZE),
-    epochs=2,
-    minibatches=2,
+SAMPLING = SamplingConfig(max_new_tokens=5, temperature=0.7, completions=SIZE)
+CONFIG = dataclasses.replace(
+    POLICY_PRESETS["grpo"](SAMPLING), reduction="token", epochs=2, minibatches=2
 )
 SCORES = jnp.sin(jnp.arange(float(ROWS)))
 KEY = jax.random.key(3)
@@ -43,9 +43,14 @@ def _table(seed):
     return tabular_params(jax.random.key(seed), VOCAB)
 
 
-def _state(params=None, lr=1.0, apply_fn=tabular_policy):
+def _state(params=None, lr=1.0, apply_fn=tabular_policy, kl_coef=0.04):
     params = _table(1) if params is None else params
-    return create_state(apply_fn, params, optax.sgd(lr))
+    return create_policy_state(apply_fn, params, optax.sgd(lr), kl_coef=kl_coef)
+
+
+def _kl(coef):
+    """The config with this weight of the KL."""
+    return KLConfig(coef=coef, kind="k3", place="loss")
 
 
 def _logprobs(logits, tokens, temperature=0.7):
@@ -77,7 +82,8 @@ def _rollout(drawn_by=1):
 
 
 def _experience(config=CONFIG, drawn_by=1):
-    return group_experience_step(
+    return experience_step(
+        _state(),
         _table(2),
         _rollout(drawn_by),
         SCORES,
@@ -98,11 +104,11 @@ def _iteration(count, config=CONFIG):
         functools.partial(f, **kw, config=config), devices, in_axes=ins, out_axes=outs
     )
     own = {"ref_apply_fn": tabular_policy}
-    prepare = bind(group_experience_step, (None, 0, 0), (0, None), **own)
-    update = bind(group_step, (None, 0), None)
+    prepare = bind(experience_step, (None, None, 0, 0), (0, None), **own)
+    update = bind(policy_step, (None, 0), None)
     state, reference = replicate((_state(), _table(2)), devices)
     rollout, scores = shard((_rollout(), SCORES), devices)
-    experience, objective = prepare(reference, rollout, scores)
+    experience, objective = prepare(state, reference, rollout, scores)
     state, metrics = update(state, experience, key=KEY)
     return unshard(experience), (state, objective, metrics)
 
@@ -124,16 +130,18 @@ def oracle(logits, experience, config, ref_logits):
         d = ref[b, t] - new[b, t]
         k3.append(np.exp(d) - 1 - d)
     surrogate, k3 = np.mean(surrogate), np.mean(k3)
-    return surrogate + config.kl_coef * k3, surrogate, k3
+    return surrogate + config.kl.coef * k3, surrogate, k3
 
 
 @pytest.mark.parametrize("drawn_by", [1, 5])
 @pytest.mark.parametrize("kl_coef", [0.0, 0.3])
 def test_gradient_equals_finite_differences_of_the_oracle(drawn_by, kl_coef):
     # drawn_by 5 is another policy: ratios far from 1, some of them clipped.
-    config = dataclasses.replace(ONE_UPDATE, kl_coef=kl_coef)
+    config = dataclasses.replace(ONE_UPDATE, kl=_kl(kl_coef))
     experience, _ = _experience(config, drawn_by)
-    after, metrics = group_step(_state(), experience, key=KEY, config=config)
+    after, metrics = policy_step(
+        _state(kl_coef=kl_coef), experience, key=KEY, config=config
+    )
     logits = np.asarray(_table(1)["logits"], np.float64)
     loss = lambda z: oracle(z, experience, config, _table(2)["logits"])
     found, (_, surrogate, k3) = metrics.compute(), loss(logits)
@@ -162,7 +170,7 @@ def test_gradients_do_not_depend_on_the_number_of_devices(count, scale):
     sampling = dataclasses.replace(CONFIG.sampling, completions=8)
     config = dataclasses.replace(ONE_UPDATE, sampling=sampling, scale=scale)
     experience, _ = _experience(config)
-    one, expected = group_step(_state(), experience, key=KEY, config=config)
+    one, expected = policy_step(_state(), experience, key=KEY, config=config)
     many_experience, (many, objective, metrics) = _iteration(count, config)
     chex.assert_trees_all_close(many_experience, experience, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
@@ -205,11 +213,11 @@ def test_first_ratio_of_what_the_sampler_drew_is_one(keep_sets):
     )
     first = rollout.batch.tokens[:, 0].reshape(-1, SIZE)
     np.testing.assert_array_equal(first, jnp.broadcast_to(first[:, :1], first.shape))
-    experience, objective = group_experience_step(
-        _table(1), rollout, SCORES, ref_apply_fn=tabular_policy, config=config
+    experience, objective = experience_step(
+        _state(), _table(1), rollout, SCORES, ref_apply_fn=tabular_policy, config=config
     )
     assert objective.compute()["objective/kl"] == pytest.approx(0, abs=1e-5)
-    _, metrics = group_step(_state(), experience, key=KEY, config=config)
+    _, metrics = policy_step(_state(), experience, key=KEY, config=config)
     found = metrics.compute()
     assert found["first/ratio"] == pytest.approx(1, abs=1e-4)
     assert found["first/ratio_max"] == pytest.approx(1, abs=1e-4)
@@ -233,6 +241,8 @@ def test_experience_by_hand():
             "objective/score": np.mean(groups),
             "objective/entropy": -logprobs.sum() / ROWS,
             "objective/kl": (logprobs - reference).sum() / ROWS,
+            "objective/kl_coef": 0.04,
+            "objective/non_score_reward": 0.0,
             "rollout/response_length": mask.sum() / ROWS,
             "rollout/ended": np.mean(~np.asarray(rollout.truncated)),
             "group/score_std": groups.std(axis=1, ddof=1).mean(),
@@ -244,28 +254,30 @@ def test_experience_by_hand():
 
 
 def test_groups_of_equal_scores_teach_nothing():
-    config = dataclasses.replace(ONE_UPDATE, kl_coef=0.0)
-    experience, metrics = group_experience_step(
-        {}, _rollout(), jnp.full(ROWS, 0.1), ref_apply_fn=never, config=config
+    config = dataclasses.replace(ONE_UPDATE, kl=_kl(0.0))
+    experience, metrics = experience_step(
+        _state(), {}, _rollout(), jnp.full(ROWS, 0.1), ref_apply_fn=never, config=config
     )
     found = metrics.compute()
     assert found["group/equal"] == 1
     assert found["group/score_std"] == pytest.approx(0, abs=1e-6)
-    after, _ = group_step(_state(), experience, key=KEY, config=config)
+    after, _ = policy_step(_state(), experience, key=KEY, config=config)
     chex.assert_trees_all_equal(after.params, _table(1))
 
 
 def test_without_a_kl_term_there_is_no_reference():
-    config = dataclasses.replace(CONFIG, kl_coef=0.0)
-    experience, metrics = group_experience_step(
-        {}, _rollout(), SCORES, ref_apply_fn=never, config=config
+    config = dataclasses.replace(CONFIG, kl=_kl(0.0))
+    experience, metrics = experience_step(
+        _state(), {}, _rollout(), SCORES, ref_apply_fn=never, config=config
     )
     assert experience.ref_logprobs is None
     assert "objective/kl" not in metrics.compute()
     with pytest.raises(AssertionError, match="forward pass of the reference"):
-        group_experience_step({}, _rollout(), SCORES, ref_apply_fn=never, config=CONFIG)
-    with pytest.raises(ValueError, match="kl_coef = 0.04: the experience has no"):
-        group_step(_state(), experience, key=KEY, config=CONFIG)
+        experience_step(
+            _state(), {}, _rollout(), SCORES, ref_apply_fn=never, config=CONFIG
+        )
+    with pytest.raises(ValueError, match="kl.coef = 0.04: the experience has no"):
+        policy_step(_state(), experience, key=KEY, config=CONFIG)
 
 
 def test_garbage_under_the_mask_changes_nothing():
@@ -286,11 +298,11 @@ def test_garbage_under_the_mask_changes_nothing():
     )
 
     def run(rollout, apply_fn):
-        experience, objective = group_experience_step(
-            _table(2), rollout, SCORES, ref_apply_fn=apply_fn, config=CONFIG
+        experience, objective = experience_step(
+            _state(), _table(2), rollout, SCORES, ref_apply_fn=apply_fn, config=CONFIG
         )
         state = _state(apply_fn=apply_fn)
-        after, metrics = group_step(state, experience, key=KEY, config=CONFIG)
+        after, metrics = policy_step(state, experience, key=KEY, config=CONFIG)
         return after.params, objective, metrics
 
     clean, found = run(rollout, tabular_policy), run(spoilt, noisy)
@@ -301,14 +313,15 @@ def test_masked_episodes_leave_the_parameters_alone():
     rollout = _rollout()
     mask = jnp.zeros_like(rollout.batch.mask)
     batch = dataclasses.replace(rollout.batch, mask=mask)
-    experience, _ = group_experience_step(
+    experience, _ = experience_step(
+        _state(),
         _table(2),
         dataclasses.replace(rollout, batch=batch),
         SCORES,
         ref_apply_fn=tabular_policy,
         config=CONFIG,
     )
-    after, metrics = group_step(_state(), experience, key=KEY, config=CONFIG)
+    after, metrics = policy_step(_state(), experience, key=KEY, config=CONFIG)
     chex.assert_trees_all_equal(after.params, _table(1))
     assert metrics.compute()["optim/grad_norm"] == 0
 
@@ -316,8 +329,8 @@ def test_masked_episodes_leave_the_parameters_alone():
 def test_frozen_parameters_are_joined_and_stay():
     experience, _ = _experience()
     params = _table(1)
-    whole, _ = group_step(_state(), experience, key=KEY, config=CONFIG)
-    part, _ = group_step(
+    whole, _ = policy_step(_state(), experience, key=KEY, config=CONFIG)
+    part, _ = policy_step(
         _state({"logits": params["logits"]}),
         experience,
         {"values": params["values"]},
@@ -332,10 +345,15 @@ def test_one_compilation_serves_all_iterations():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def iterate(state, rollout, scores, key):
-        experience, _ = group_experience_step(
-            _table(2), rollout, scores, ref_apply_fn=tabular_policy, config=CONFIG
+        experience, _ = experience_step(
+            _state(),
+            _table(2),
+            rollout,
+            scores,
+            ref_apply_fn=tabular_policy,
+            config=CONFIG,
         )
-        return group_step(state, experience, key=key, config=CONFIG)
+        return policy_step(state, experience, key=key, config=CONFIG)
 
     state = _state()
     for seed in range(3):
@@ -347,7 +365,7 @@ def test_minibatches_and_groups_must_divide_the_batch():
     config = dataclasses.replace(CONFIG, minibatches=5)
     experience, _ = _experience(config)
     with pytest.raises(ValueError, match="minibatches = 5 of 32 episodes"):
-        group_step(_state(), experience, key=KEY, config=config)
+        policy_step(_state(), experience, key=KEY, config=config)
     sampling = dataclasses.replace(CONFIG.sampling, completions=5)
     with pytest.raises(ValueError, match="group_size = 5 of 32 scores"):
         _experience(dataclasses.replace(CONFIG, sampling=sampling))
@@ -358,7 +376,6 @@ def test_minibatches_and_groups_must_divide_the_batch():
     [
         ("epochs", 0),
         ("minibatches", 0),
-        ("kl_coef", -0.1),
         ("clip_eps", 0.0),
         ("scale", "group"),
         ("sampling", SamplingConfig(max_new_tokens=1)),

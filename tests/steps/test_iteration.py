@@ -1,5 +1,6 @@
 """An iteration in one function: the steps one by one, populations, devices."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -23,17 +24,13 @@ from rlhf_jax.optim import OptimConfig, make_optimizer, make_tunable_optimizer
 from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
-    GroupConfig,
+    POLICY_PRESETS,
     KLConfig,
-    PPOConfig,
+    PolicyConfig,
     create_policy_state,
-    create_state,
     experience_step,
-    group_experience_step,
-    group_iteration,
-    group_step,
+    policy_iteration,
     policy_step,
-    ppo_iteration,
     sample_step,
 )
 
@@ -48,14 +45,16 @@ MODEL = TransformerConfig(
     max_length=16,
 )
 POLICY, CRITIC = policy_apply(MODEL), actor_critic_apply(MODEL)
-PPO = PPOConfig(
+PPO = PolicyConfig(
     sampling=SamplingConfig(max_new_tokens=5, stop_ids=(11,)),
     kl=KLConfig(coef=0.1),
     epochs=2,
     minibatches=2,
 )
-GRPO = GroupConfig(
-    sampling=SamplingConfig(max_new_tokens=5, stop_ids=(11,), completions=2),
+GRPO = dataclasses.replace(
+    POLICY_PRESETS["grpo"](
+        SamplingConfig(max_new_tokens=5, stop_ids=(11,), completions=2)
+    ),
     epochs=2,
 )
 TX = make_tunable_optimizer(OptimConfig(schedule="constant", eps=1e-5), 1)
@@ -82,10 +81,8 @@ def initial(kind):
 
 def start(kind, seed=0, rate=0.01, kl_coef=0.1):
     params = initial(kind)(jax.random.key(seed))
-    if kind == "ppo":
-        state = create_policy_state(CRITIC, params, TX, kl_coef=kl_coef)
-    else:
-        state = create_state(POLICY, params, TX)
+    network = CRITIC if kind == "ppo" else POLICY
+    state = create_policy_state(network, params, TX, kl_coef=kl_coef)
     tuned = optax.tree.set(state.opt_state, learning_rate=jnp.float32(rate))
     return state.replace(opt_state=tuned)
 
@@ -97,8 +94,7 @@ def reference(kind):
 def iteration(kind):
     """(state, ref_params, key) -> (state, metrics)."""
     options = {"sample_fn": POLICY, "ref_apply_fn": POLICY, "reward_fn": reward}
-    step: Any = ppo_iteration if kind == "ppo" else group_iteration
-    whole = functools.partial(step, config=CONFIGS[kind], **options)
+    whole: Any = functools.partial(policy_iteration, config=CONFIGS[kind], **options)
     return lambda state, ref, key: whole(state, PROMPTS, ref, REWARD, key=key)
 
 
@@ -115,13 +111,9 @@ def one_by_one(kind, state, ref, key):
     sample = bind(sample_step, apply_fn=POLICY, config=config.sampling)
     rollout = sample(state.params, PROMPTS, jnp.arange(4), key=sample_key)
     scores = reward(REWARD, rollout)
-    own = {"ref_apply_fn": POLICY, "config": config}
-    if kind == "ppo":
-        experience, before = bind(experience_step, **own)(state, ref, rollout, scores)
-    else:
-        prepare = bind(group_experience_step, **own)
-        experience, before = prepare(ref, rollout, scores)
-    update = bind(policy_step if kind == "ppo" else group_step, config=config)
+    prepare = bind(experience_step, ref_apply_fn=POLICY, config=config)
+    experience, before = prepare(state, ref, rollout, scores)
+    update = bind(policy_step, config=config)
     state, after = update(state, experience, key=update_key)
     return state, before + after
 
@@ -168,9 +160,10 @@ def test_learning_rate_and_key_matter(kind):
     assert optax.tree.norm(optax.tree.sub(slow, other)) > 0
 
 
-def test_kl_coefficient_matters():
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_kl_coefficient_matters(kind):
     lax, strict = (
-        compiled("ppo")(start("ppo", kl_coef=coef), reference("ppo"), KEY)[0].params
+        compiled(kind)(start(kind, kl_coef=coef), reference(kind), KEY)[0].params
         for coef in (0.0, 1.0)
     )
     assert optax.tree.norm(optax.tree.sub(lax, strict)) > 1e-3
@@ -179,7 +172,7 @@ def test_kl_coefficient_matters():
 def test_does_not_depend_on_the_number_of_devices():
     table = tabular_policy
     options = {"sample_fn": table, "ref_apply_fn": table, "reward_fn": reward}
-    whole: Any = functools.partial(ppo_iteration, config=PPO, **options)
+    whole: Any = functools.partial(policy_iteration, config=PPO, **options)
     params, other = (tabular_params(jax.random.key(seed), 12) for seed in (0, 1))
     before = create_policy_state(table, params, optax.sgd(0.1), kl_coef=0.1)
     found = []

@@ -12,7 +12,7 @@ from steps.batches import task
 from toys import tabular_params, tabular_policy, token_batch
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.steps import PPOConfig, PreferenceConfig, create_state, sft_step
+from rlhf_jax.steps import PolicyConfig, PreferenceConfig, create_state, sft_step
 
 
 def test_nothing_to_learn_changes_nothing():
@@ -41,6 +41,6 @@ def test_parts_that_do_not_divide_the_rows_are_refused():
     step, state, batch = task("sft", 3)
     with pytest.raises(ValueError, match="micro_batches = 3 of 16 rows"):
         step(state, batch)
-    for config in (PPOConfig, PreferenceConfig):
+    for config in (PolicyConfig, PreferenceConfig):
         with pytest.raises(UserError, match="micro_batches = 0"):
             config(micro_batches=0)

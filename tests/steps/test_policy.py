@@ -21,7 +21,7 @@ from rlhf_jax.parallel import (
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
     KLConfig,
-    PPOConfig,
+    PolicyConfig,
     create_policy_state,
     experience_step,
     policy_step,
@@ -29,7 +29,7 @@ from rlhf_jax.steps import (
 )
 
 VOCAB, ROWS = 6, 32
-CONFIG = PPOConfig(
+CONFIG = PolicyConfig(
     sampling=SamplingConfig(max_new_tokens=5, temperature=0.7, stop_ids=(5,)),
     kl=KLConfig(coef=0.1),
     epochs=2,

@@ -14,7 +14,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
     KLConfig,
-    PPOConfig,
+    PolicyConfig,
     create_policy_state,
     experience_step,
     sample_step,
@@ -22,7 +22,7 @@ from rlhf_jax.steps import (
 )
 
 VOCAB = 5
-CONFIG = PPOConfig(
+CONFIG = PolicyConfig(
     sampling=SamplingConfig(max_new_tokens=6, temperature=0.7, stop_ids=(4,)),
     kl=KLConfig(coef=0.1),
 )
@@ -126,14 +126,16 @@ def test_whitened_rewards_keep_their_mean(key):
     [("keep", [2.0, 3.0]), ("replace", [2.0, -1.0]), ("subtract", [2.0, 2.0])],
 )
 def test_missing_stop_token(rule, expected):
-    config = PPOConfig(missing_stop=rule)
+    config = PolicyConfig(missing_stop=rule)
     shaped = shape_scores(jnp.array([2.0, 3.0]), jnp.array([False, True]), config)
     assert shaped.tolist() == expected
 
 
 def test_scores_are_never_integers():
     scores = jnp.array([3, 2], jnp.int32)
-    shaped = shape_scores(scores, jnp.array([False, False]), PPOConfig(score_clip=2.5))
+    shaped = shape_scores(
+        scores, jnp.array([False, False]), PolicyConfig(score_clip=2.5)
+    )
     assert shaped.tolist() == [2.5, 2.0]
 
 
@@ -147,7 +149,7 @@ def test_scores_are_never_integers():
 )
 def test_impossible_settings_name_the_option(wrong, name):
     with pytest.raises(UserError, match=name):
-        PPOConfig(**wrong)
+        PolicyConfig(**wrong)
 
 
 def test_policy_without_critic_is_refused(key):

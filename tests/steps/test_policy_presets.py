@@ -16,44 +16,78 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard, unshard
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import (
-    GROUP_PRESETS,
-    GroupConfig,
-    create_state,
-    group_experience_step,
-    group_step,
+    POLICY_PRESETS,
+    KLConfig,
+    PolicyConfig,
+    create_policy_state,
+    experience_step,
+    policy_step,
 )
 
 SAMPLING = SamplingConfig(max_new_tokens=5, temperature=0.7, completions=SIZE)
 # A group that teaches nothing, and two values so that others are alike.
+GREEDY = jnp.cos(jnp.arange(float(ROWS)))
 SCORES = np.where(np.arange(ROWS) // SIZE == 2, 0.5, np.round(np.sin(np.arange(ROWS))))
 
 
 def _config(preset):
     """The preset's numbers, but one update a batch."""
-    return dataclasses.replace(GROUP_PRESETS[preset](SAMPLING), minibatches=1)
+    return dataclasses.replace(
+        POLICY_PRESETS[preset](SAMPLING), epochs=1, minibatches=1
+    )
+
+
+def _state(config):
+    return create_policy_state(
+        tabular_policy, _table(1), optax.sgd(1.0), kl_coef=config.kl.coef
+    )
 
 
 def _experience(config, drawn_by, scores=SCORES):
-    return group_experience_step(
+    return experience_step(
+        _state(config),
         _table(2),
         _rollout(drawn_by),
         jnp.asarray(scores),
-        ref_apply_fn=tabular_policy if config.kl_coef else never,
+        greedy_scores=GREEDY if config.advantage == "greedy" else None,
+        ref_apply_fn=tabular_policy if config.kl.coef else never,
         config=config,
     )
 
 
 def _update(config, drawn_by):
     """(gradient by the logits, metrics): of one step of SGD at rate 1."""
-    state = create_state(tabular_policy, _table(1), optax.sgd(1.0))
+    state = _state(config)
     experience, _ = _experience(config, drawn_by)
-    after, metrics = group_step(state, experience, key=KEY, config=config)
+    after, metrics = policy_step(state, experience, key=KEY, config=config)
     before = np.asarray(state.params["logits"], np.float64)
     return before - np.asarray(after.params["logits"]), metrics.compute()
 
 
-def _advantages(preset, rollout, ref):
-    """[B] float64, None for responses that have no part."""
+KL_COEF = {"ppo": 0.05, "reinforce": 0.03, "remax": 0.03, "reinforce_pp": 0.01}
+WHITENED = ("ppo", "reinforce_pp", "reinforce_pp_baseline")
+
+
+def _to_go(preset, rollout, ref):
+    """Of each response, rewards to go of its tokens: KL, score, greedy score."""
+    found = []
+    for i in range(ROWS):
+        mask, score = np.asarray(rollout.batch.mask[i]), SCORES[i]
+        k1 = (np.asarray(rollout.logprobs[i], np.float64) - ref[i])[mask]
+        rewards = -KL_COEF[preset] * k1
+        if preset == "ppo" and rollout.truncated[i]:
+            score = -1
+        rewards[-1] += score - (float(GREEDY[i]) if preset == "remax" else 0)
+        decay, total, to_go = 0.95 if preset == "ppo" else 1.0, 0.0, []
+        for reward in rewards[::-1]:  # a critic that knows nothing: its values are 0
+            total = reward + decay * total
+            to_go.append(total)
+        found.append(np.array(to_go[::-1]))
+    return found
+
+
+def _leads(preset, rollout, ref):
+    """Of each response over its group; None for those that have no part."""
     scores, length = SCORES.astype(float), np.asarray(rollout.batch.mask).sum(axis=1)
     if preset == "rloo":
         k1 = np.where(rollout.batch.mask, np.asarray(rollout.logprobs) - ref, 0.0)
@@ -69,11 +103,25 @@ def _advantages(preset, rollout, ref):
             found.append(None)
         elif preset == "rloo":
             found.append(scores[i] - others.mean())
-        elif preset in ("dr_grpo", "gpg"):
+        elif preset in ("dr_grpo", "gpg", "reinforce_pp_baseline"):
             found.append(scores[i] - group.mean())
         else:
             deviation = np.sqrt(np.sum((group - group.mean()) ** 2) / (SIZE - 1))
             found.append((scores[i] - group.mean()) / (deviation + 1e-4))
+    return [
+        a if a is None else np.full(n, a) for a, n in zip(found, length, strict=True)
+    ]
+
+
+def _advantages(preset, rollout, ref):
+    """Of each response, float64 of its tokens; None for those that have no part."""
+    if preset not in KL_COEF:
+        found = _leads(preset, rollout, ref)
+    else:
+        found = _to_go(preset, rollout, ref)
+    if preset in WHITENED:
+        tokens = np.concatenate([np.asarray(a) for a in found])
+        found = [(a - tokens.mean()) / np.sqrt(tokens.var() + 1e-8) for a in found]
     return found
 
 
@@ -96,8 +144,10 @@ def oracle(preset, logits, rollout, at):
         if preset == "grpo":
             k3 = np.exp(d) - 1 - d
             terms.append(_clipped(ratio, advantage, 0.2, 0.2) + 0.04 * k3)
-        elif preset == "dr_grpo":
+        elif preset in ("ppo", "reinforce_pp", "dr_grpo"):
             terms.append(_clipped(ratio, advantage, 0.2, 0.2))
+        elif preset == "reinforce_pp_baseline":
+            terms.append(_clipped(ratio, advantage, 0.2, 0.2) + 0.01 * d**2 / 2)
         elif preset == "dapo":
             terms.append(_clipped(ratio, advantage, 0.2, 0.28))
         elif preset == "gspo":
@@ -110,12 +160,12 @@ def oracle(preset, logits, rollout, at):
             terms.append(-advantage * now)
     if preset in ("grpo", "gspo"):
         return np.mean([x.mean() for x in terms])
-    if preset in ("rloo", "dr_grpo"):
-        return np.mean([x.sum() / (1 if preset == "rloo" else 5) for x in terms])
+    if preset in ("reinforce", "remax", "rloo", "dr_grpo"):
+        return np.mean([x.sum() / (5 if preset == "dr_grpo" else 1) for x in terms])
     return np.mean(np.concatenate(terms))
 
 
-@pytest.mark.parametrize("preset", GROUP_PRESETS)
+@pytest.mark.parametrize("preset", POLICY_PRESETS)
 def test_gradient_equals_finite_differences_of_the_papers_loss(preset):
     rollout = _rollout(5)  # drawn by another policy: ratios far from 1
     gradient, metrics = _update(_config(preset), drawn_by=5)
@@ -131,7 +181,7 @@ def test_gradient_equals_finite_differences_of_the_papers_loss(preset):
     assert metrics["optim/grad_norm"] > 0.01
 
 
-@pytest.mark.parametrize("preset", GROUP_PRESETS)
+@pytest.mark.parametrize("preset", POLICY_PRESETS)
 def test_first_ratio_is_one(preset):
     _, metrics = _update(_config(preset), drawn_by=1)
     assert metrics["first/ratio"] == pytest.approx(1, abs=1e-4)
@@ -161,16 +211,18 @@ def test_metrics_are_of_the_scores_and_tokens_as_they_were():
 @pytest.mark.parametrize("preset", ["rloo", "dapo"])
 def test_groups_on_two_devices(preset):
     sampling = dataclasses.replace(SAMPLING, completions=ROWS // 2)
-    config = GROUP_PRESETS[preset](sampling)
+    config = POLICY_PRESETS[preset](sampling)
     scores = np.where(np.arange(ROWS) < ROWS // 2, 0.5, SCORES)
     expected, metrics = _experience(config, drawn_by=5, scores=scores)
     devices = local_devices(8)
     step = functools.partial(
-        group_experience_step, ref_apply_fn=tabular_policy, config=config
+        experience_step, ref_apply_fn=tabular_policy, config=config
     )
-    mapped = data_parallel(step, devices, in_axes=(None, 0, 0), out_axes=(0, None))
+    mapped = data_parallel(
+        step, devices, in_axes=(None, None, 0, 0), out_axes=(0, None)
+    )
     found, numbers = mapped(
-        replicate(_table(2), devices),
+        *replicate((_state(config), _table(2)), devices),
         *shard((_rollout(5), jnp.asarray(scores)), devices),
     )
     chex.assert_trees_all_close(unshard(found), expected, rtol=1e-5, atol=1e-6)
@@ -178,16 +230,19 @@ def test_groups_on_two_devices(preset):
 
 
 def test_a_batch_of_equal_groups_changes_nothing():
-    config = dataclasses.replace(_config("gpg"), kl_coef=0.3)
-    experience, _ = group_experience_step(
+    config = dataclasses.replace(
+        _config("gpg"), kl=KLConfig(0.3, kind="k3", place="loss")
+    )
+    experience, _ = experience_step(
+        _state(config),
         _table(2),
         _rollout(),
         jnp.ones(ROWS),
         ref_apply_fn=tabular_policy,
         config=config,
     )
-    state = create_state(tabular_policy, _table(1), optax.sgd(1.0))
-    after, _ = group_step(state, experience, key=KEY, config=config)
+    state = _state(config)
+    after, _ = policy_step(state, experience, key=KEY, config=config)
     chex.assert_trees_all_equal(after.params, state.params)
 
 
@@ -196,9 +251,9 @@ def test_the_kl_in_the_score_needs_no_reference_in_the_update():
     experience, metrics = _experience(config, drawn_by=5)
     assert metrics.compute()["objective/kl"] != 0
     without = dataclasses.replace(experience, ref_logprobs=None)
-    state = create_state(tabular_policy, _table(1), optax.sgd(1.0))
+    state = _state(config)
     whole, part = (
-        group_step(state, x, key=jax.random.key(0), config=config)[0].params
+        policy_step(state, x, key=jax.random.key(0), config=config)[0].params
         for x in (experience, without)
     )
     chex.assert_trees_all_equal(whole, part)
@@ -212,11 +267,12 @@ def test_the_kl_in_the_score_needs_no_reference_in_the_update():
         ({"max_ratio": 0.0}, "max_ratio = 0.0: expected more than 0"),
         ({"overlong_buffer": 0}, "overlong_buffer = 0: expected 1 or more"),
         ({"overlong_buffer": 6}, "overlong_buffer = 6: .*max_new_tokens = 5 or less"),
+        ({"entropy_coef": -1.0}, "entropy_coef = -1.0: expected 0 or more"),
+        ({"gamma": 1.5}, "gamma = 1.5: expected 0 to 1"),
         ({"surrogate": "trpo"}, "surrogate = 'trpo': expected ppo or gspo or"),
-        ({"advantage": "mean"}, "advantage = 'mean': expected group or leave_one_out"),
+        ({"advantage": "mean"}, "advantage = 'mean': expected gae or returns or"),
         ({"reduction": "row"}, "reduction = 'row': expected token or sequence or"),
-        ({"kl_in": "reward"}, "kl_in = 'reward': expected loss or score"),
-        ({"kl_kind": "k4"}, "kl_kind = 'k4': expected k1 or k2 or k3"),
+        ({"importance_kind": "none"}, "importance_kind = 'none': expected truncate or"),
         ({"max_ratio": 2.0}, "max_ratio = 2.0: an option of surrogate = cispo, not"),
         ({"surrogate": "gspo", "dual_clip": 3.0}, "dual_clip = 3.0: an option of"),
         (
@@ -227,17 +283,44 @@ def test_the_kl_in_the_score_needs_no_reference_in_the_update():
             {"surrogate": "policy_gradient", "clip_eps_high": 0.3},
             "clip_eps_high = 0.3: an option of surrogate = ppo or gspo",
         ),
-        ({"advantage": "leave_one_out"}, "scale = 'std': leave_one_out .* none"),
+        ({"scale": "none"}, "scale = none: an option of advantage = group, not gae"),
+        (
+            {"advantage": "leave_one_out", "lam": 0.5},
+            "lam = 0.5: an option of advantage = gae, not leave_one_out",
+        ),
+        (
+            {"advantage": "group", "value_warmup": 3},
+            "value_warmup = 3: an option of advantage = gae, not group",
+        ),
         ({"constant_length": 3}, "constant_length = 3: .* constant, not token"),
         (
             {"reduction": "constant", "constant_length": 0},
             "constant_length = 0: expected 1 or more",
         ),
-        ({"kl_kind": "k1"}, "kl_kind = 'k1' with kl_in = loss: .* k2 or k3"),
-        ({"kl_in": "score"}, "kl_kind = 'k3' with kl_in = score: .* expected k1"),
+        (
+            {"advantage": "group", "sampling": SamplingConfig(5)},
+            "sampling.completions = 1: expected 2 or more for advantage = group",
+        ),
     ],
     ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
 )
 def test_what_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        GroupConfig(SAMPLING, **changes)
+        PolicyConfig(**({"sampling": SAMPLING} | changes))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"coef": -1.0}, "kl.coef = -1.0: expected 0 or more"),
+        ({"kind": "k4"}, "kl.kind = 'k4': expected k1 or k2 or k3"),
+        ({"place": "score"}, "kl.place = 'score': expected reward or loss"),
+        ({"place": "loss"}, "kl.kind = 'k1' with kl.place = loss: .* k2 or k3"),
+        ({"target": 0.0}, "kl.target = 0.0: expected a positive KL"),
+        ({"target": 6.0, "coef": 0.0}, "kl.target = 6.0 with kl.coef = 0"),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+)
+def test_what_kl_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        KLConfig(**changes)

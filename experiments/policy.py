@@ -1,0 +1,205 @@
+"""A policy that scores well and stays close to where it began: PPO, GRPO, RLOO, …
+
+Ziegler et al. 2019, arXiv:1909.08593; Stiennon et al. 2020, arXiv:2009.01325; Ouyang et
+al. 2022, arXiv:2203.02155, step 3. --preset names the algorithm; docs/algorithms has
+their papers, and what each is made of.
+
+  python -m experiments.policy --policy runs/sft --reward runs/reward --run-dir runs/ppo
+  python -m experiments.policy --preset grpo --reward my_module:my_function
+
+Each iteration samples a batch of episodes, scores them, compares them with the
+reference policy (KL) and with what was expected (advantages), and updates the policy.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from experiments import cli
+from experiments.dynamic_sampling import make_draws
+from experiments.logs import ShowRollout, due, run_log, show_plan
+from experiments.networks import choose_critic, make_networks
+from experiments.online import OnlineConfig, read, read_demonstrations
+from experiments.rollouts import (
+    gold_score,
+    make_compare,
+    make_draw,
+    make_packing,
+    make_scorer,
+)
+from experiments.runs import (
+    check_batches,
+    check_micro_batches,
+    resume_state,
+    save_state,
+)
+from experiments.samples import evaluate_policy, report_samples
+from experiments.stages import save_model_files
+from rlhf_jax.errors import UserError
+from rlhf_jax.optim import make_optimizer
+from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard, unshard
+from rlhf_jax.report import write_report
+from rlhf_jax.rundir import create_run_dir
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.steps import (
+    POLICY_PRESETS,
+    PPO_PRESETS,
+    KLConfig,
+    PolicyConfig,
+    create_policy_state,
+    policy_step,
+)
+
+ALONE, GROUPS = SamplingConfig(24), SamplingConfig(24, completions=8)
+WITHOUT_GROUPS = ("reinforce", "remax", "reinforce_pp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(OnlineConfig):
+    """Policy optimisation on scores."""
+
+    run_dir: Path = Path("runs/policy")
+    """Where checkpoints, metrics, samples and the report go."""
+    algorithm: PolicyConfig = PolicyConfig(ALONE, kl=KLConfig(coef=0.1))
+    """The algorithm."""
+    critic: Literal["reward", "head"] | None = None
+    """A network of its own from the reward model, or a head on the policy's trunk; none
+    is the first, where a critic is needed and the reward is a model."""
+    demonstrations: str | None = None
+    """Where those of --algorithm.ptx-coef are."""
+    lag: int = 0
+    """Iterations by which rollouts are older than the policy that learns from them."""
+    draws: int = 1
+    """Batches drawn at most until groups of unequal scores fill one (DAPO)."""
+
+    def __post_init__(self):
+        sampling = self.algorithm.sampling
+        check_batches(sampling, self.episodes, self.batch_size, self.eval_samples)
+        for name, least in (("lag", 0), ("draws", 1)):
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"{name} = {value}: expected {least} or more")
+            if value > least and self.prompt_buckets:
+                raise UserError(
+                    f"{name} = {value} needs batches of one width: no prompt_buckets"
+                )
+        if bool(self.algorithm.ptx_coef) != (self.demonstrations is not None):
+            raise UserError("ptx_coef and demonstrations: expected both or none")
+        if self.demonstrations is not None and self.pack_length is not None:
+            raise UserError(
+                "demonstrations stand beside episodes in rows of their own: "
+                "expected no pack_length"
+            )
+
+
+def main(config: Config) -> dict[str, float]:
+    """Trains, and returns what samples were like before and after."""
+    run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
+    devices = local_devices(config.devices)
+    rows = config.batch_size // config.algorithm.minibatches
+    check_micro_batches(config.algorithm.micro_batches, rows=rows, devices=devices)
+
+    # 1. Earlier stages and prompts: all is read before anything is compiled.
+    policy, reward, gold, algorithm, loader, asked = read(config, config.algorithm)
+    demonstrations = read_demonstrations(
+        config, config.demonstrations, policy, config.batch_size, devices
+    )
+    tokenizer, model, lora = policy.tokenizer, policy.model, config.lora.config()
+    length = config.prompt_length + algorithm.sampling.max_new_tokens
+    pack = make_packing(
+        config.pack_length,
+        algorithm,
+        config.batch_size,
+        length,
+        model.max_length,
+        devices,
+    )
+    run_key = jax.random.key(config.seed)
+    critic = choose_critic(config.critic, algorithm, reward)
+    nets = make_networks(policy, reward, critic, lora, config.cache_dtype, key=run_key)
+    reference = policy.params if algorithm.kl.coef else None
+    total = config.episodes // config.batch_size
+    updates = total * algorithm.epochs * algorithm.minibatches
+    show_plan(
+        f"{algorithm.surrogate} on advantages by {algorithm.advantage}, "
+        f"{config.episodes:,} episodes, reward {config.reward}",
+        model,
+        trained=nets.params,
+        frozen=(reference, nets.judge, nets.frozen),
+        steps=updates,
+        rows=rows,
+        length=length,
+        micro_batches=algorithm.micro_batches,
+        devices=devices,
+    )
+
+    # 2. The parts of an iteration: sample and score; compare and look ahead; update.
+    # One tree, so that what policy, reference and reward model share is there once.
+    ref, judge, frozen = replicate((reference, nets.judge, nets.frozen), devices)
+    score = make_scorer(reward, judge, config.reward_kind, tokenizer, devices)
+    show = ShowRollout()
+    draw = make_draw(nets, algorithm, score, frozen, devices, report=show.report())
+    compare = make_compare(nets, algorithm, ref, frozen, devices)
+    axes: Any = {"in_axes": (None, 0, None, 0), "out_axes": None}
+    update = functools.partial(policy_step, config=algorithm)
+    update = data_parallel(update, devices, **axes, donate_state=True)
+    tx = make_optimizer(config.optim, updates)
+    began = create_policy_state(
+        nets.apply_fn, nets.params, tx, kl_coef=algorithm.kl.coef
+    )
+    state = replicate(began, devices)
+    key = jax.random.fold_in(run_key, 0)
+    evaluate = functools.partial(
+        evaluate_policy, draw, compare, asked, key, tokenizer, gold
+    )
+    before = evaluate(state)
+    keys = lambda step: jax.random.split(jax.random.fold_in(run_key, step))
+    drawn = make_draws(draw, loader, algorithm, devices, most=config.draws)
+    waiting = [drawn(state.params, keys(1 + i)[0]) for i in range(config.lag)]
+    whole, start = resume_state(run_dir, (began, unshard(waiting)), loader)
+    save_model_files(
+        run_dir,
+        model,
+        tokenizer,
+        began=policy,
+        lora=lora,
+        params_path=f"0/{nets.params_path}",
+    )
+    if start is not None:
+        state = replicate(whole[0], devices)
+        waiting = [shard(batch, devices) for batch in whole[1]]
+    del policy, reward, reference, nets, began, whole  # the devices have copies
+
+    # 3. Training.
+    if start == total:
+        print(f"{run_dir}: nothing to do ({total}/{total} iterations)")
+        return report_samples(run_dir, before, evaluate(state))
+    watched: dict[str, Any] = {"reward": "objective/score"}
+    if algorithm.kl.coef:
+        watched["KL"] = "objective/kl"
+    with run_log("Policy", config, total, start, **watched) as log:
+        show.on = log.show
+        for step in range((start or 0) + 1, total + 1):
+            waiting.append(drawn(state.params, keys(step + config.lag)[0]))
+            sampled = compare(state, waiting.pop(0))
+            experience, mix = pack(sampled.experience), demonstrations(step)
+            state, improved = update(state, experience, frozen, mix, key=keys(step)[1])
+            tokens = sampled.metrics.sums["rollout/response_length"]
+            log.add(step, sampled.metrics + improved, tokens=tokens)
+            log.also(gold_score(gold, tokenizer, sampled.rollout))
+            log.flush()  # an iteration is long: its numbers are not kept waiting
+            if due(step, config.save_every, total):
+                save_state(run_dir, step, (state, unshard(waiting)), loader)
+    write_report(run_dir)
+    return report_samples(run_dir, before, evaluate(state))
+
+
+if __name__ == "__main__":
+    presets = {"ppo": Config()}
+    for name, of in POLICY_PRESETS.items():
+        sampling = ALONE if name in WITHOUT_GROUPS else GROUPS
+        presets.setdefault(name, Config(algorithm=of(sampling)))
+    papers = {name: Config(**vars(numbers)) for name, numbers in PPO_PRESETS.items()}
+    cli.run(main, presets | papers, description=__doc__ or "")
