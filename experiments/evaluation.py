@@ -49,3 +49,11 @@ def report_accuracy(title: str, run_dir: Path, metrics: Metrics) -> dict[str, fl
     summary = found | {"judgements": count}
     save_json(run_dir / "summary.json", summary)
     return summary
+
+
+def preference_eval(step: Callable, *trees: Any, **options: Any) -> Metrics:
+    """What a step finds before its update; that is left out, and its gradient."""
+    _, metrics = step(*trees, **options)
+    names = [name for name in metrics.sums if name.startswith("preference/")]
+    means = {name: (metrics.sums[name], metrics.counts[name]) for name in names}
+    return Metrics.of(means)

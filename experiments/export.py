@@ -90,6 +90,7 @@ def model_card(run_dir: Path, stage: Stage) -> ModelCard:
     advantage, surrogate = row.get("advantage"), row.get("surrogate")
     algorithms = {
         "algorithm": f"advantages by {advantage}, loss {surrogate}",
+        "distillation": "distillation of another policy (arXiv:2306.13649)",
         "kind": f"reward modelling ({config.get('kind')})",
         "preference": f"preference optimisation ({loss})",
     }

@@ -22,7 +22,7 @@ from rlhf_jax.data import (
     tokenize_preferences,
     tokenize_rankings,
 )
-from rlhf_jax.feedback import ranking_pairs
+from rlhf_jax.feedback import ranking_labels, ranking_pairs
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.steps import binary_terms, choice_terms, pairwise_terms, ranking_terms
 
@@ -78,6 +78,15 @@ def pairs(rows: list[Row]) -> list[Any]:
     return preferences(rows)
 
 
+def good_or_bad(rows: list[Row]) -> list[Any]:
+    """Rows of labels as they are; rankings become what beats most and what does not."""
+    if rows and "ranks" in rows[0].values:
+        return [
+            label for ranking in rankings(rows) for label in ranking_labels(ranking)
+        ]
+    return labels(rows)
+
+
 def _packed_pairs(groups: list[Any]) -> Callable[..., Any]:
     """All batches have room for as many pairs a row, so that a step compiles once."""
     most = max(map(len, groups))
@@ -117,7 +126,7 @@ JUDGEMENTS: dict[Kind, Judgement] = {
         completions=lambda ranking: ranking.completions,
     ),
     "binary": Judgement(
-        parse=labels,
+        parse=good_or_bad,
         tokenize=tokenize_labels,
         collate=collate_labels,
         terms=binary_terms,

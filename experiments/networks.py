@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 
@@ -31,8 +31,10 @@ from rlhf_jax.rewards import (
     normalize_scores,
     sequence_scores,
 )
-from rlhf_jax.steps import PolicyConfig, TrainState
+from rlhf_jax.steps import DistillationConfig, PolicyConfig, TrainState
 from rlhf_jax.types import ApplyFn, Array, Params, TokenBatch, join_params
+
+Algorithm = TypeVar("Algorithm", PolicyConfig, DistillationConfig)
 
 
 class Networks(NamedTuple):
@@ -185,8 +187,8 @@ def normalize_reward(
 
 
 def fit_to_policy(
-    algorithm: PolicyConfig, policy: Stage, prompt_length: int, stop_text: str | None
-) -> PolicyConfig:
+    algorithm: Algorithm, policy: Stage, prompt_length: int, stop_text: str | None
+) -> Algorithm:
     """The algorithm with the policy's stop tokens and padding.
 
     Raises:

@@ -65,6 +65,8 @@ PANELS = (
         "implied score",
         {"preference/margin": "train", "preference/eval_margin": "held out"},
     ),
+    Panel("Distillation: loss", "nats a token", {"distillation/loss": "train"}),
+    Panel("KL to the teacher", "nats a response", {"distillation/kl": "KL"}),
     Panel("Learned reward", "score a response", {"objective/score": "learned"}),
     Panel("Gold reward", "score a response", {"objective/gold": "gold"}),
     Panel("KL to the reference", "nats a response", {"objective/kl": "KL"}),
@@ -190,10 +192,10 @@ def write_report(run_dir: str | Path) -> Path:
     rows = -(-len(panels) // columns)
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
     figure = Figure(figsize=(16, 0.8 + 3.3 * rows), layout=layout)
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, panel in zip(grid, panels, strict=False):
         _draw(axes, panel, curves)
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.set_visible(False)
     title = run_dir.resolve().name
     if any(len(steps) >= _SMOOTH_FROM for steps, _ in curves.values()):

@@ -1,6 +1,6 @@
-"""From rankings of several answers to pairs of them."""
+"""From rankings of several answers to pairs of them, or to good and bad ones."""
 
-from rlhf_jax.data.records import Preference, Ranking, Text
+from rlhf_jax.data.records import Labeled, Preference, Ranking, Text
 
 
 def ranking_pairs(ranking: Ranking[Text]) -> list[Preference[Text]]:
@@ -42,4 +42,30 @@ def ranking_pairs(ranking: Ranking[Text]) -> list[Preference[Text]]:
             origin=ranking.origin,
         )
         for better, worse in pairs
+    ]
+
+
+def ranking_labels(ranking: Ranking[Text]) -> list[Labeled[Text]]:
+    """Good is what beats more than half of the others, bad what beats less.
+
+    No reference. A tie counts as half a win; what beats just half of them is left out.
+
+    Args:
+      ranking: K completions with their ranks, 0 the best; as texts or as token ids.
+
+    Returns:
+      At most K labelled completions, in the ranking's order.
+
+    >>> ranking = Ranking("2 + 2 =", (" 5", " 4", " four"), ranks=(2, 0, 1))
+    >>> [(labelled.completion, labelled.label) for labelled in ranking_labels(ranking)]
+    [(' 5', 0), (' 4', 1)]
+    """
+    ranks = ranking.ranks
+    lead = lambda rank: (
+        sum(other > rank for other in ranks) - sum(other < rank for other in ranks)
+    )
+    return [
+        Labeled(ranking.prompt, completion, int(lead(rank) > 0), ranking.origin)
+        for completion, rank in zip(ranking.completions, ranks, strict=True)
+        if lead(rank)
     ]

@@ -60,8 +60,8 @@ def preference_loss(
     The four log-probs are taken as they are: the sum over a completion's tokens, as
     the papers write it, or the mean a token, if the caller has divided by the length.
     TRL sums, but divides for ipo, where 1/(2β) then is a lead a token. A reference that
-    follows the policy (TR-DPO, 2404.09656) is ``optax.incremental_update`` of its
-    parameters between updates; the loss is the same.
+    follows the policy (TR-DPO, 2404.09656) has the same loss; `steps.following_step`
+    moves its parameters between updates.
 
     Args:
       chosen_logps: [B] float nats, log π of the preferred completions.

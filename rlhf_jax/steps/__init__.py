@@ -1,5 +1,10 @@
 """Steps: (TrainState, batch, key) -> (TrainState, metrics)."""
 
+from rlhf_jax.steps.distillation import (
+    DistillationConfig,
+    distillation_eval,
+    distillation_step,
+)
 from rlhf_jax.steps.experience import episode_kl, experience_step, shape_scores
 from rlhf_jax.steps.forward import policy_forward
 from rlhf_jax.steps.iteration import RewardFn, policy_iteration
@@ -17,6 +22,7 @@ from rlhf_jax.steps.presets import (
     PPOPreset,
     RewardPreset,
 )
+from rlhf_jax.steps.reference import FollowedState, followed_state, following_step
 from rlhf_jax.steps.reward import (
     binary_terms,
     choice_terms,
@@ -34,11 +40,19 @@ from rlhf_jax.steps.state import (
     create_policy_state,
     create_state,
 )
+from rlhf_jax.steps.unpaired import (
+    UnpairedConfig,
+    UnpairedState,
+    create_unpaired_state,
+    unpaired_step,
+)
 
 __all__ = [
     "POLICY_PRESETS",
     "PPO_PRESETS",
     "REWARD_PRESETS",
+    "DistillationConfig",
+    "FollowedState",
     "KLConfig",
     "PPOPreset",
     "PolicyConfig",
@@ -47,13 +61,20 @@ __all__ = [
     "RewardFn",
     "RewardPreset",
     "TrainState",
+    "UnpairedConfig",
+    "UnpairedState",
     "apply_loss",
     "binary_terms",
     "choice_terms",
     "create_policy_state",
     "create_state",
+    "create_unpaired_state",
+    "distillation_eval",
+    "distillation_step",
     "episode_kl",
     "experience_step",
+    "followed_state",
+    "following_step",
     "pairwise_terms",
     "policy_forward",
     "policy_iteration",
@@ -67,4 +88,5 @@ __all__ = [
     "sft_eval",
     "sft_step",
     "shape_scores",
+    "unpaired_step",
 ]

@@ -109,9 +109,8 @@ def preference_step(
     and rejected go through a network in one call. ``batch.margin`` has no part.
 
     A reference that never changes is better asked once, before training: hand its
-    ``reference_logps`` in, instead of its parameters. One that follows the policy
-    (TR-DPO, arXiv:2404.09656) is ``optax.incremental_update(params, ref_params, α)``
-    after an update, or a copy of ``state.params`` after every so many.
+    ``reference_logps`` in, instead of its parameters. With one that follows the policy
+    (TR-DPO, arXiv:2404.09656) the step is ``following_step``.
 
     Args:
       state: policy with ``apply_fn`` an `ApplyFn`.

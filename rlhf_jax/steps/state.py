@@ -94,7 +94,7 @@ def apply_loss(
             return optax.tree.add(grads, more), rest
 
         zeros = optax.tree.zeros_like(state.params)
-        parts = _cut(batch, micro_batches)
+        parts = cut(batch, micro_batches)
         grads, (weight, stacked) = jax.lax.scan(add, zeros, parts)
         weight, metrics = jnp.sum(weight), stacked.collapse()
     if axis_name is not None:
@@ -115,10 +115,10 @@ def _numerator(loss_fn: LossFn) -> Callable:
     return numerator
 
 
-def _cut(batch: Any, parts: int) -> Any:
+def cut(batch: Any, parts: int) -> Any:
     """[B, …] → [parts, B / parts, …]; rows that are neighbours stay together."""
 
-    def cut(x):
+    def one(x):
         if x.shape[0] % parts:
             raise ValueError(
                 f"micro_batches = {parts} of {x.shape[0]} rows on each device: "
@@ -126,7 +126,7 @@ def _cut(batch: Any, parts: int) -> Any:
             )
         return x.reshape(parts, -1, *x.shape[1:])
 
-    return jax.tree.map(cut, batch)
+    return jax.tree.map(one, batch)
 
 
 def tree_bytes(tree: Any) -> int:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments import policy, preference, reward_model, sft
+from experiments import distill, policy, preference, reward_model, sft
 from experiments.inputs import DataConfig
 from rlhf_jax.data import load_tiny_reviews
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.optim import OptimConfig
 from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.steps import POLICY_PRESETS
+from rlhf_jax.steps import POLICY_PRESETS, DistillationConfig
 
 TOY = TransformerConfig(
     vocab_size=300,
@@ -100,6 +100,33 @@ class Toys:
             save_every=1,
         )
         return dataclasses.replace(config, **changes)
+
+    def distill(self, run_dir: Path, on_policy=1.0, **changes) -> distill.Config:
+        """The teacher is the student, further on."""
+        sampling = SamplingConfig(max_new_tokens=8)
+        config = distill.Config(
+            run_dir,
+            policy=self.root / "sft",
+            teacher=self.root / "teacher",
+            data=self.data("reviews" if on_policy < 1 else "prompts", 16),
+            gold="rlhf_jax.data.tiny_reviews:gold_reward",
+            prompt_length=64,
+            distillation=DistillationConfig(sampling, on_policy=on_policy),
+            optim=OptimConfig(learning_rate=1e-2, schedule="constant"),
+            updates=2,
+            batch_size=8,
+            eval_samples=8,
+            devices=1,
+            save_every=1,
+        )
+        return dataclasses.replace(config, **changes)
+
+    def teacher(self) -> None:
+        """Trains one, where none is yet."""
+        if not (self.root / "teacher").exists():
+            optim = OptimConfig(learning_rate=3e-2, schedule="constant")
+            changes = {"policy": self.root / "sft", "optim": optim}
+            sft.main(self.sft(self.root / "teacher", **changes))
 
 
 @pytest.fixture(scope="session")

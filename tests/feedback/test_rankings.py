@@ -6,7 +6,7 @@ import random
 import pytest
 
 from rlhf_jax.data import Preference, Ranking
-from rlhf_jax.feedback import ranking_pairs
+from rlhf_jax.feedback import ranking_labels, ranking_pairs
 
 
 def test_by_hand():
@@ -47,3 +47,26 @@ def test_against_a_loop_over_all_ordered_pairs(seed):
 def test_one_rank_a_completion():
     with pytest.raises(ValueError, match="zip"):
         ranking_pairs(Ranking("p", ("a", "b"), (0,)))
+
+
+def test_labels_say_who_beats_more_than_half():
+    # Ranks 0, 1, 1, 2: the two in the middle win once, lose once and tie once.
+    ranking = Ranking("p", ("b", "a", "c", "d"), (1, 0, 1, 2), origin="file:3")
+    found = [(x.prompt, x.completion, x.label) for x in ranking_labels(ranking)]
+    assert found == [("p", "a", 1), ("p", "d", 0)]
+    assert {x.origin for x in ranking_labels(ranking)} == {"file:3"}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_labels_against_a_loop(seed):
+    rng = random.Random(seed)
+    ranks = tuple(rng.randrange(4) for _ in range(rng.randint(2, 7)))
+    wanted = []
+    for i, rank in enumerate(ranks):
+        others = ranks[:i] + ranks[i + 1 :]
+        wins = sum(1.0 if rank < r else 0.5 if rank == r else 0.0 for r in others)
+        if wins != len(others) / 2:
+            wanted.append((i, int(wins > len(others) / 2)))
+    completions = tuple(map(str, range(len(ranks))))
+    labels = ranking_labels(Ranking("p", completions, ranks))
+    assert [(int(x.completion), x.label) for x in labels] == wanted
