@@ -132,6 +132,22 @@ def select_last(x: Array, mask: Array) -> Array:
     return jnp.sum(jnp.where(last, x, 0), axis=1)
 
 
+def last_column(mask: Array) -> Array:
+    """Where the last True of each row is. No reference.
+
+    Args:
+      mask: [..., T] bool; may have holes.
+
+    Returns:
+      [...] int32, 0 … T − 1 for a row without a True, too.
+
+    >>> last_column(jnp.array([[True, False, True, False]])).tolist()
+    [2]
+    """
+    chex.assert_type(mask, bool)
+    return mask.shape[-1] - 1 - jnp.argmax(mask[..., ::-1], axis=-1)
+
+
 def segment_masks(segment_ids: Array, segments: int) -> Array:
     """The tokens of each sequence of a row: mₛₜ = [t is in segment s]. No reference.
 

@@ -75,6 +75,20 @@ def split_rows(x: Array, rows: int) -> Array:
     return x.reshape(rows, tokens, *rest)
 
 
+def take_columns(x: Array, at: Array) -> Array:
+    """[B, T, …] → [B, S, …]: of each row the entries at its columns. No reference.
+
+    Args:
+      x: [B, T, …].
+      at: [B, S] int32, 0 … T − 1.
+
+    >>> take_columns(jnp.array([[5, 6, 7]]), jnp.array([[2, 0]])).tolist()
+    [[7, 5]]
+    """
+    at = at.reshape(*at.shape, *[1] * (x.ndim - 2))
+    return jnp.take_along_axis(x, at, axis=1)
+
+
 def to_blocks(x: Array, widths: Sequence[int]) -> tuple[Array, ...]:
     """[B, T, …] → blocks of so many tokens of all rows, each [B, Q, …].
 

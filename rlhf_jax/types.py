@@ -169,10 +169,14 @@ class ApplyFn(Protocol):
 class ScoreFn(Protocol):
     """A reward network: ``(params, batch) -> [B, T, N]`` float32, index t read token t.
 
-    N = 1 for scalar rewards and critics, 2 for the binary classifier.
+    N = 1 for scalar rewards and critics, 2 for the binary classifier. With ``at``
+    [B, S] int32 it returns the entries of these columns alone, [B, S, N]: whoever reads
+    one score a sequence asks so, and a network need not compute the others.
     """
 
-    def __call__(self, params: Params, batch: TokenBatch) -> Array: ...
+    def __call__(
+        self, params: Params, batch: TokenBatch, *, at: Array | None = None
+    ) -> Array: ...
 
 
 @struct.dataclass

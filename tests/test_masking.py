@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rlhf_jax.masking import (
     is_stop,
+    last_column,
     last_token_mask,
     masked_mean,
     masked_sum,
@@ -107,6 +108,14 @@ def test_last_token_of_rows_with_holes_and_without_any():
     mask = jnp.array([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]], bool)
     expected = [[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]]
     assert last_token_mask(mask).astype(int).tolist() == expected
+
+
+def test_last_columns_are_valid_even_of_rows_without_any():
+    mask = jnp.array([[[1, 0, 1, 0], [0, 0, 0, 0]], [[1, 1, 1, 1], [1, 0, 0, 0]]], bool)
+    columns = last_column(mask)
+    assert columns.dtype == jnp.int32
+    assert columns[0, 0] == 2 and 0 <= columns[0, 1] < 4
+    assert columns[1].tolist() == [3, 0]
 
 
 def test_select_last_of_vectors():

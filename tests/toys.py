@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.rows import take_columns
 from rlhf_jax.types import Array, ModelOutput, Params, TokenBatch
 
 
@@ -30,9 +31,12 @@ def tabular_params(key: Array, vocab: int) -> Params:
     }
 
 
-def tabular_score(params: Params, batch: TokenBatch) -> Array:
+def tabular_score(
+    params: Params, batch: TokenBatch, *, at: Array | None = None
+) -> Array:
     """[B, T, N] scores that only depend on the token read: ``scores`` [V, N]."""
-    return params["scores"][batch.tokens]
+    tokens = batch.tokens if at is None else take_columns(batch.tokens, at)
+    return params["scores"][tokens]
 
 
 def token_batch(tokens, real=None, mask=None) -> TokenBatch:

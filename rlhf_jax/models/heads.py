@@ -162,7 +162,10 @@ class ActorCritic(CausalLM):
 
 
 class ScoreModel(nn.Module):
-    """A reward model or a separate critic: [B, T, num_outputs] float32."""
+    """A reward model or a separate critic: [B, T, num_outputs] float32.
+
+    With ``at`` [B, S], only at these columns: [B, S, num_outputs].
+    """
 
     config: TransformerConfig
     num_outputs: int = 1
@@ -171,8 +174,8 @@ class ScoreModel(nn.Module):
         self.trunk = Transformer(self.config)
         self.score_head = ScoreHead(self.num_outputs)
 
-    def __call__(self, batch: TokenBatch) -> Array:
-        hidden_BTD, _ = self.trunk(batch)
+    def __call__(self, batch: TokenBatch, *, at: Array | None = None) -> Array:
+        hidden_BTD, _ = self.trunk(batch, at=at)
         return self.score_head(hidden_BTD)
 
 
@@ -266,8 +269,10 @@ def score_apply(config: TransformerConfig, *, num_outputs: int = 1) -> ScoreFn:
     """A reward network: params of a ``ScoreModel``."""
     module = ScoreModel(config, num_outputs)
 
-    def score_fn(params: Params, batch: TokenBatch) -> Array:
-        scores: Any = module.apply({"params": params}, batch)
+    def score_fn(
+        params: Params, batch: TokenBatch, *, at: Array | None = None
+    ) -> Array:
+        scores: Any = module.apply({"params": params}, batch, at=at)
         return scores
 
     return score_fn

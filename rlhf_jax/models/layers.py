@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rlhf_jax.models.attention import View, attend, attend_cached
+from rlhf_jax.models.attention import attend, attend_cached
 from rlhf_jax.models.cache import LayerCache
 from rlhf_jax.models.config import TransformerConfig
+from rlhf_jax.models.masks import View
 from rlhf_jax.models.rope import rotate
-from rlhf_jax.rows import join_rows, split_rows
+from rlhf_jax.rows import join_rows, split_rows, take_columns
 from rlhf_jax.types import Array, Params
 
 
@@ -156,7 +157,8 @@ class Attention(nn.Module):
         """Queries, keys and values of the tokens, normalised and turned."""
         c = self.config
         rows = partial(split_rows, rows=view.masks_BQS[0].shape[0])
-        q_NO, k_NO, v_NO = self.q_proj(x_ND), self.k_proj(x_ND), self.v_proj(x_ND)
+        asks_ND = view.asking(x_ND)
+        q_NO, k_NO, v_NO = self.q_proj(asks_ND), self.k_proj(x_ND), self.v_proj(x_ND)
         if view.column is not None:
             # Else the compiler for TPU wants these products in the cache's layout and,
             # for that, transposed copies of their weights: 0.2 GB at 1B parameters.
@@ -167,9 +169,14 @@ class Attention(nn.Module):
         k_BTKd = rows(k_NO.reshape(-1, c.n_kv_heads, c.d_head))
         if c.qk_norm == "head":
             q_BTHd, k_BTKd = self.q_norm(q_BTHd), self.k_norm(k_BTKd)
-        if view.cos_BTF is not None and view.sin_BTF is not None:
-            q_BTHd = rotate(q_BTHd, view.cos_BTF, view.sin_BTF)
-            k_BTKd = rotate(k_BTKd, view.cos_BTF, view.sin_BTF)
+        cos_BTF, sin_BTF = view.cos_BTF, view.sin_BTF
+        if cos_BTF is not None and sin_BTF is not None:
+            k_BTKd = rotate(k_BTKd, cos_BTF, sin_BTF)
+            if view.at_BS is not None:
+                cos_BTF, sin_BTF = (
+                    take_columns(x, view.at_BS) for x in (cos_BTF, sin_BTF)
+                )
+            q_BTHd = rotate(q_BTHd, cos_BTF, sin_BTF)
         return q_BTHd, k_BTKd, rows(v_NO).reshape(k_BTKd.shape)
 
 

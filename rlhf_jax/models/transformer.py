@@ -20,28 +20,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.attention import MIXED, View, attention_mask, block_masks
-from rlhf_jax.models.cache import KVCache, LayerCache
+from rlhf_jax.models.cache import KVCache
 from rlhf_jax.models.config import RopeConfig, TransformerConfig
-from rlhf_jax.models.layers import (
-    MLP,
-    TRANSPOSED,
-    Attention,
-    MixtureOfExperts,
-    make_norm,
-)
+from rlhf_jax.models.layers import TRANSPOSED, make_norm
+from rlhf_jax.models.masks import View, attention_mask, block_masks, column_mask
 from rlhf_jax.models.rope import rotary
-from rlhf_jax.rows import join_rows, split_rows
+from rlhf_jax.models.stack import KEPT, Block, at_columns, each_layer, layer_of
+from rlhf_jax.rows import join_rows, row_parts, split_rows, take_columns
 from rlhf_jax.types import Array, Params, TokenBatch
 
 EMBEDDING_STD = 0.02
-# What a layer keeps for its backward pass: results of matrix products and of attention.
-# Norms, activations and rotations are computed again, which costs less than to read
-# them, and takes a third of the memory away.
-KEPT = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(MIXED),
-)
 
 
 def sequence_lengths(segment_ids: Array, positions: Array) -> Array:
@@ -53,49 +41,6 @@ def sequence_lengths(segment_ids: Array, positions: Array) -> Array:
     """
     same_BTT = segment_ids[:, :, None] == segment_ids[:, None, :]
     return 1 + jnp.max(jnp.where(same_BTT, positions[:, None, :], 0), axis=-1)
-
-
-class Block(nn.Module):
-    """One layer: attention and MLP, normalised before, after, or both; then added."""
-
-    config: TransformerConfig
-
-    def setup(self):
-        c = self.config
-        self.attn = Attention(c)
-        self.mlp = MixtureOfExperts(c) if c.n_experts else MLP(c)
-        if c.pre_norm:
-            self.attn_norm, self.mlp_norm = make_norm(c), make_norm(c)
-        if c.post_norm:
-            self.attn_post_norm, self.mlp_post_norm = make_norm(c), make_norm(c)
-
-    def __call__(
-        self,
-        x_ND: Array,
-        layer: Array | int,
-        views: tuple[View, ...],
-        cached: LayerCache | None = None,
-    ) -> tuple[Array, LayerCache | None]:
-        c = self.config
-        read_ND = self.attn_norm(x_ND) if c.pre_norm else x_ND
-        added_ND, cached = self.attn(read_ND, self._view(views, layer), cached)
-        if c.post_norm:
-            added_ND = self.attn_post_norm(added_ND)
-        sum_ND = x_ND + added_ND
-        read_ND = x_ND if c.parallel_residual else sum_ND
-        added_ND = self.mlp(self.mlp_norm(read_ND) if c.pre_norm else read_ND)
-        if c.post_norm:
-            added_ND = self.mlp_post_norm(added_ND)
-        return sum_ND + added_ND, cached
-
-    def _view(self, views: tuple[View, ...], layer: Array | int) -> View:
-        """What this layer sees; a scanned layer, of both kinds, selects."""
-        if len(views) == 1:
-            return views[0]
-        if isinstance(layer, int):
-            return views[layer in self.config.local_layers]
-        local = jnp.isin(layer, jnp.array(self.config.local_layers))
-        return jax.tree.map(lambda far, near: jnp.where(local, near, far), *views)
 
 
 class Transformer(nn.Module):
@@ -148,6 +93,7 @@ class Transformer(nn.Module):
         *,
         cache: KVCache | None = None,
         cache_size: int | None = None,
+        at: Array | None = None,
     ) -> tuple[Array, KVCache | None]:
         """Hidden states [B, T, D], and the cache that holds the batch, if asked for.
 
@@ -156,6 +102,8 @@ class Transformer(nn.Module):
           cache: what the batch follows. It is a ring, of which a batch of several
             tokens must not cross the end.
           cache_size: slots of a new cache that begins with the batch.
+          at: [B, S] int32 columns; hidden states [B, S, D] of these alone. The last
+            layer is then computed for them only.
 
         Raises:
           UserError: both given, or more slots than there are.
@@ -166,41 +114,35 @@ class Transformer(nn.Module):
         positions = jnp.where(real, batch.positions, 0)
         seen, column = None, None
         if cache is not None:
-            at = jnp.mod(cache.index, cache.segment_ids.shape[1])
+            first = jnp.mod(cache.index, cache.segment_ids.shape[1])
             segments_BS = jax.lax.dynamic_update_slice_in_dim(
-                cache.segment_ids, batch.segment_ids, at, axis=1
+                cache.segment_ids, batch.segment_ids, first, axis=1
             )
             cache = dataclasses.replace(cache, segment_ids=segments_BS)
             if not fresh:  # else the batch is all that there is to see
-                seen, column = cache.columns(), at
+                seen, column = cache.columns(), first
         views = self._views(batch, positions, seen, column)
         # Tokens in one row from here on: XLA's CPU backward pass of a matrix product is
         # up to three times slower with two leading axes, and no faster anywhere.
         tokens_N = join_rows(jnp.where(real, batch.tokens, 0))
         x_ND = self._embed(tokens_N, join_rows(positions))
-        if cache is None:
-            x_ND, _ = self.blocks(x_ND, jnp.arange(self.config.n_layers), views)
-        else:
-            x_ND, layers = self._each_layer(x_ND, views, cache.layers)
+        # Where a mesh cuts rows, the devices without such a column would only wait.
+        few = at if cache is None and row_parts(batch.tokens.shape[1]) == 1 else None
+        if cache is not None:
+            params: Any = self.variables["params"]["blocks"]
+            x_ND, layers = each_layer(self.config, params, x_ND, views, cache.layers)
             written = cache.index + batch.tokens.shape[1]
             cache = dataclasses.replace(cache, layers=layers, index=written)
-        return split_rows(self.final_norm(x_ND), batch.tokens.shape[0]), cache
-
-    def _each_layer(
-        self, x_ND: Array, views: tuple[View, ...], cached: tuple[LayerCache, ...]
-    ) -> tuple[Array, tuple[LayerCache, ...]]:
-        """The layers one by one, each with arrays of its own in the cache.
-
-        A scan would carry all layers' keys as one array, of which it copies a layer's
-        part out before it is read.
-        """
-        params: Any = self.variables["params"]["blocks"]
-        block, written = Block(self.config, parent=None), []
-        for layer, held in enumerate(cached):
-            own = params[layer] if isinstance(params, tuple) else _slice(params, layer)
-            x_ND, new = block.apply({"params": own}, x_ND, layer, views, held)
-            written.append(new)
-        return x_ND, tuple(written)
+        elif few is not None:
+            params = self.variables["params"]["blocks"]
+            last = self._last_view(views, batch.segment_ids, few)
+            x_ND = at_columns(self.config, params, x_ND, views, last)
+        else:
+            x_ND, _ = self.blocks(x_ND, jnp.arange(self.config.n_layers), views)
+        hidden_BTD = split_rows(self.final_norm(x_ND), batch.tokens.shape[0])
+        if at is not None and few is None:
+            hidden_BTD = take_columns(hidden_BTD, at)
+        return hidden_BTD, cache
 
     def _embed(self, tokens_N: Array, positions_N: Array) -> Array:
         c = self.config
@@ -244,6 +186,16 @@ class Transformer(nn.Module):
         if c.local_layers:
             views.append(view(near, c.window))
         return tuple(views)
+
+    def _last_view(
+        self, views: tuple[View, ...], segment_ids: Array, at_BS: Array
+    ) -> View:
+        """What the last layer sees where only the tokens of these columns ask."""
+        c = self.config
+        local = c.n_layers - 1 in c.local_layers
+        mask_BST = column_mask(segment_ids, at_BS, c.window if local else None)
+        view = views[-1 if local else 0]
+        return dataclasses.replace(view, masks_BQS=(mask_BST,), at_BS=at_BS)
 
     def _open_cache(
         self, shape: tuple[int, ...], cache: KVCache | None, cache_size: int | None
@@ -293,7 +245,7 @@ def unstack_layers(params: Params) -> Params:
     """
     blocks = params["trunk"]["blocks"]
     count = jax.tree.leaves(blocks)[0].shape[0]
-    layers = tuple(_slice(blocks, layer) for layer in range(count))
+    layers = tuple(layer_of(blocks, layer) for layer in range(count))
     return {**params, "trunk": {**params["trunk"], "blocks": layers}}
 
 
@@ -317,7 +269,3 @@ def _transpose_kernels(node: Params) -> Params:
         return {name: _transpose_kernels(child) for name, child in node.items()}
     rest = {name: child for name, child in node.items() if name != "kernel"}
     return rest | {TRANSPOSED: node["kernel"].T}
-
-
-def _slice(stacked: Params, layer: int) -> Params:
-    return jax.tree.map(lambda x: x[layer], stacked)

@@ -5,7 +5,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from rlhf_jax.masking import select_last
+from rlhf_jax.masking import last_column
 from rlhf_jax.ops.reward_loss import label_reward
 from rlhf_jax.types import Array, Params, ScoreFn, TokenBatch
 
@@ -26,14 +26,40 @@ def sequence_scores(score_fn: ScoreFn, params: Params, batch: TokenBatch) -> Arr
     Returns:
       [B, N] float32; 0 for a row that is all padding.
 
-    >>> count = lambda params, batch: batch.positions[..., None].astype(float)
+    >>> column = lambda params, batch, *, at: at[..., None].astype(float)
     >>> tokens = jnp.ones((1, 3), int)
     >>> real = jnp.array([[1, 1, 0]])
     >>> batch = TokenBatch(tokens, real, jnp.array([[0, 1, 1]]), real == 1)
-    >>> sequence_scores(count, {}, batch)
+    >>> sequence_scores(column, {}, batch)
     Array([[1.]], dtype=float32)
     """
-    return select_last(score_fn(params, batch), batch.segment_ids > 0)
+    real = (batch.segment_ids > 0)[:, None]
+    return jnp.squeeze(last_scores(score_fn, params, batch, real), 1)
+
+
+def last_scores(
+    score_fn: ScoreFn, params: Params, batch: TokenBatch, masks: Array
+) -> Array:
+    """The network's outputs at the last token of each of S sequences of a row.
+
+    No reference. Nothing else is asked of the network.
+
+    Args:
+      score_fn: the reward network.
+      params: its parameters.
+      batch: [B, T] tokens, packed or not.
+      masks: [B, S, T] bool, the tokens of each sequence (`masking.segment_masks`).
+
+    Returns:
+      [B, S, N] float32; 0 for a sequence without a token.
+
+    >>> column = lambda params, batch, *, at: at[..., None].astype(float)
+    >>> masks = jnp.array([[[True, True, False], [False, False, False]]])
+    >>> last_scores(column, {}, None, masks).tolist()
+    [[[1.0], [0.0]]]
+    """
+    scores = score_fn(params, batch, at=last_column(masks))
+    return jnp.where(jnp.any(masks, axis=-1)[:, :, None], scores, 0.0)
 
 
 def learned_reward(
@@ -60,7 +86,7 @@ def learned_reward(
     Raises:
       ValueError: the network's number of outputs does not fit kind or label.
 
-    >>> two = lambda params, batch: jnp.zeros((*batch.tokens.shape, 2))
+    >>> two = lambda params, batch, *, at: jnp.zeros((*at.shape, 2))
     >>> ones = jnp.ones((1, 3), int)
     >>> batch = TokenBatch(ones, ones, jnp.arange(3)[None], ones == 1)
     >>> learned_reward(two, {}, batch, kind="probability")
@@ -96,7 +122,7 @@ def ensemble_scores(
     Returns:
       [M, B] float32.
 
-    >>> last = lambda params, batch: params * batch.positions[..., None]
+    >>> last = lambda params, batch, *, at: params * at[..., None]
     >>> ones = jnp.ones((1, 3), int)
     >>> batch = TokenBatch(ones, ones, jnp.arange(3)[None], ones == 1)
     >>> ensemble_scores([(last, 1.0), (last, 2.0)], batch).tolist()

@@ -7,10 +7,9 @@ metrics)``; the step only averages the terms and updates.
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from rlhf_jax.masking import masked_sum, select_last
+from rlhf_jax.masking import masked_sum
 from rlhf_jax.ops.reward_loss import (
     binary_reward_loss,
     choice_reward_loss,
@@ -18,7 +17,7 @@ from rlhf_jax.ops.reward_loss import (
     pairwise_reward_loss,
     ranking_reward_loss,
 )
-from rlhf_jax.rewards.learned import sequence_scores
+from rlhf_jax.rewards.learned import last_scores, sequence_scores
 from rlhf_jax.steps.forward import both_sides
 from rlhf_jax.steps.state import TrainState, apply_loss
 from rlhf_jax.types import (
@@ -43,8 +42,7 @@ def pairwise_terms(
     token of its sequence. A pair of weight 0 has no part. Rows may be packed.
     """
     both, segments = both_sides(pairs)
-    at_last = jax.vmap(select_last, in_axes=(None, 1), out_axes=1)
-    scores = at_last(score_fn(params, both)[:, :, 0], segments)
+    scores = last_scores(score_fn, params, both, segments)[:, :, 0]
     chosen, rejected = (side.ravel() for side in jnp.split(scores, 2))
     terms = pairwise_reward_loss(chosen, rejected, margin=pairs.margin.ravel())
     right, weight = pairwise_accuracy(chosen, rejected), pairs.weight.ravel()

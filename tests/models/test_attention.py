@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from models.tiny import quick_jit
 
 from rlhf_jax.models import TransformerConfig
-from rlhf_jax.models.attention import attend, attention_mask, block_masks
+from rlhf_jax.models.attention import attend
+from rlhf_jax.models.masks import attention_mask, block_masks
 from rlhf_jax.sharding import make_mesh, on_mesh
 
 CONFIG = TransformerConfig(

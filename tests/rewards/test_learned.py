@@ -1,5 +1,6 @@
 """Learned rewards: which output, of which token, and on which scale."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,6 +23,26 @@ def test_score_logit_and_probability():
     assert reward(two, "logit") == [3.0, 3.0]
     expected = 1 / (1 + np.exp(-2.0))
     assert reward(two, "probability") == pytest.approx([expected, expected])
+
+
+def test_only_the_last_column_is_asked_for():
+    asked = []
+
+    def score(params, batch, *, at=None):
+        asked.append(at)
+        return tabular_score(params, batch, at=at)
+
+    params = {"scores": jnp.array([[1.0], [2.0], [3.0]])}
+    assert learned_reward(score, params, BATCH).tolist() == [3.0, 3.0]
+    assert [at.tolist() for at in asked] == [[[1], [2]]]
+
+
+def test_a_row_of_padding_scores_0_and_passes_no_gradient():
+    batch = token_batch([[1, 2], [0, 0]], real=[[1, 1], [0, 0]])
+    total = lambda table: learned_reward(tabular_score, {"scores": table}, batch).sum()
+    table = jnp.array([[jnp.nan], [1.0], [5.0]])
+    assert total(table) == 5.0
+    assert jax.grad(total)(table).tolist() == [[0.0], [0.0], [1.0]]
 
 
 def test_the_reward_of_another_label():

@@ -1,12 +1,19 @@
 """Reward models of every kind on a table of scores."""
 
+import dataclasses
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps.batches import MODEL
 from toys import tabular_score, token_batch
 
+from rlhf_jax.models import ScoreModel, init_params, score_apply
+from rlhf_jax.rows import take_columns
 from rlhf_jax.steps import (
     binary_terms,
     choice_terms,
@@ -73,6 +80,24 @@ def test_score_is_read_at_the_last_real_token():
 
     assert sequence_scores(tabular_score, params, right).tolist() == [[2.0]]
     assert sequence_scores(tabular_score, params, left).tolist() == [[2.0]]
+
+
+def test_most_of_the_last_layer_is_never_computed():
+    """Its keys and values are."""
+    model = dataclasses.replace(MODEL, scan_unroll=2, n_kv_heads=1, max_length=64)
+    score_fn = score_apply(model)
+    whole = lambda params, batch, *, at: take_columns(score_fn(params, batch), at)
+    params = init_params(ScoreModel(model), key=jax.random.key(0))
+    side, nothing = token_batch(np.ones((2, 64))), jnp.zeros(2)
+    pairs = PreferenceBatch(side, side, nothing, nothing + 1, nothing)
+    step = jax.jit(functools.partial(reward_step, terms_fn=pairwise_terms))
+
+    def flops(score_fn):
+        state = create_state(score_fn, params, optax.sgd(1.0))
+        counted: Any = step.lower(state, pairs).cost_analysis()
+        return counted["flops"]
+
+    assert flops(score_fn) < (1 - 0.7 / model.n_layers) * flops(whole)
 
 
 def test_ranking_and_choice_learn_the_order():
