@@ -23,7 +23,7 @@ from experiments import cli
 from experiments.inputs import DataConfig, Prompts, read_prompts
 from experiments.logs import ShowRollout, due, run_log, show_plan
 from experiments.networks import fit_to_policy
-from experiments.rollouts import gold_score
+from experiments.rollouts import gold_score, make_sampler
 from experiments.runs import (
     RunConfig,
     check_micro_batches,
@@ -36,12 +36,11 @@ from experiments.stages import Stage, load_policy, save_model_files
 from experiments.teaching import (
     evaluate_student,
     load_teacher,
-    make_sampler,
     read_answered,
     report_student,
 )
 from rlhf_jax.data import make_loader
-from rlhf_jax.models import policy_apply
+from rlhf_jax.models import decode_layout, policy_apply
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate, shard
 from rlhf_jax.report import write_report
@@ -124,7 +123,7 @@ def main(config: Config) -> dict[str, float]:
     apply_fn, show_rollout = policy_apply(model), ShowRollout()
     taught, frozen = replicate((teacher.params, frozen), devices)
     report = show_rollout.report()
-    sample = make_sampler(apply_fn, sampling, frozen, devices, report)
+    sample = make_sampler(apply_fn, decode_layout, sampling, frozen, devices, report)
     teacher_fn = policy_apply(teacher.model)
     options: Any = {"teacher_apply_fn": teacher_fn, "config": algorithm, "others": 2}
     update = on_batches(distillation_step, devices, donate_state=True, **options)
@@ -155,7 +154,7 @@ def main(config: Config) -> dict[str, float]:
             examples, scores = next(loader), {}
             drawn = bool(jax.random.uniform(coin_key) < algorithm.on_policy)
             if drawn or answered is None:
-                rollout = sample(state, prompts.collate(examples), draw_key)
+                rollout = sample(state.params, prompts.collate(examples), draw_key)
                 batch, scores = rollout.batch, gold_score(gold, tokenizer, rollout)
             else:
                 batch = shard(answered(examples), devices)

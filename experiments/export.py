@@ -86,11 +86,14 @@ def model_card(run_dir: Path, stage: Stage) -> ModelCard:
     summary = run_dir / "summary.json"
     metrics = load_json(summary) if summary.is_file() else {}
     loss = config.get("preference", {}).get("kind")
-    row = config.get("algorithm", {})
+    row, online = config.get("algorithm", {}), config.get("online", {})
     advantage, surrogate = row.get("advantage"), row.get("surrogate")
+    drawn = f"{online.get('loss')}, mixture {online.get('mixture')}"
     algorithms = {
         "algorithm": f"advantages by {advantage}, loss {surrogate}",
         "distillation": "distillation of another policy (arXiv:2306.13649)",
+        "online": f"preferences on its own completions ({drawn})",
+        "expert": "expert iteration (arXiv:2304.06767)",
         "kind": f"reward modelling ({config.get('kind')})",
         "preference": f"preference optimisation ({loss})",
     }

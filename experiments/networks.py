@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 
@@ -31,10 +31,21 @@ from rlhf_jax.rewards import (
     normalize_scores,
     sequence_scores,
 )
-from rlhf_jax.steps import DistillationConfig, PolicyConfig, TrainState
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.steps import PolicyConfig, TrainState
 from rlhf_jax.types import ApplyFn, Array, Params, TokenBatch, join_params
 
-Algorithm = TypeVar("Algorithm", PolicyConfig, DistillationConfig)
+
+class Samples(Protocol):
+    """A frozen dataclass that says how responses are drawn."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def sampling(self) -> SamplingConfig: ...
+
+
+Algorithm = TypeVar("Algorithm", bound=Samples)
 
 
 class Networks(NamedTuple):

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
@@ -14,14 +14,13 @@ from experiments.inputs import (
     read_prompts,
     tokenize_imitation,
 )
-from experiments.networks import fit_to_policy, load_reward
+from experiments.networks import Algorithm, fit_to_policy, load_reward
 from experiments.runs import RunConfig
 from experiments.stages import Stage, load_policy, pad_id
 from rlhf_jax.models import CacheDType
 from rlhf_jax.optim import OptimConfig
 from rlhf_jax.parallel import Devices, shard
 from rlhf_jax.rewards import RewardFunction, ScoreKind, load_reward_function
-from rlhf_jax.steps import PolicyConfig
 from rlhf_jax.types import TokenBatch
 
 
@@ -66,18 +65,18 @@ class OnlineConfig(RunConfig):
     """Iterations between checkpoints."""
 
 
-class Given(NamedTuple):
+class Given(NamedTuple, Generic[Algorithm]):
     """What such a script is given."""
 
     policy: Stage
     reward: Stage | RewardFunction
     gold: RewardFunction | None
-    algorithm: PolicyConfig  # with the policy's stop tokens and padding
+    algorithm: Algorithm  # with the policy's stop tokens and padding
     loader: Any  # of prompts
     asked: TokenBatch  # held-out prompts
 
 
-def read(config: OnlineConfig, algorithm: PolicyConfig) -> Given:
+def read(config: OnlineConfig, algorithm: Algorithm) -> Given[Algorithm]:
     """The earlier stages, the prompts, and the algorithm with the policy's tokens."""
     policy = load_policy(config.policy, config.pretrained)
     judged_by = config.reward, config.reward_kind, policy, config.pretrained

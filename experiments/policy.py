@@ -82,16 +82,11 @@ class Config(OnlineConfig):
             if (value := getattr(self, name)) < least:
                 raise UserError(f"{name} = {value}: expected {least} or more")
             if value > least and self.prompt_buckets:
-                raise UserError(
-                    f"{name} = {value} needs batches of one width: no prompt_buckets"
-                )
+                raise UserError(f"{name} = {value}: expected no prompt_buckets with it")
         if bool(self.algorithm.ptx_coef) != (self.demonstrations is not None):
             raise UserError("ptx_coef and demonstrations: expected both or none")
         if self.demonstrations is not None and self.pack_length is not None:
-            raise UserError(
-                "demonstrations stand beside episodes in rows of their own: "
-                "expected no pack_length"
-            )
+            raise UserError("demonstrations are not packed: expected no pack_length")
 
 
 def main(config: Config) -> dict[str, float]:
@@ -108,14 +103,8 @@ def main(config: Config) -> dict[str, float]:
     )
     tokenizer, model, lora = policy.tokenizer, policy.model, config.lora.config()
     length = config.prompt_length + algorithm.sampling.max_new_tokens
-    pack = make_packing(
-        config.pack_length,
-        algorithm,
-        config.batch_size,
-        length,
-        model.max_length,
-        devices,
-    )
+    width, batch_size = config.pack_length, config.batch_size
+    pack = make_packing(width, algorithm, batch_size, length, model.max_length, devices)
     run_key = jax.random.key(config.seed)
     critic = choose_critic(config.critic, algorithm, reward)
     nets = make_networks(policy, reward, critic, lora, config.cache_dtype, key=run_key)
@@ -146,26 +135,21 @@ def main(config: Config) -> dict[str, float]:
     update = functools.partial(policy_step, config=algorithm)
     update = data_parallel(update, devices, **axes, donate_state=True)
     tx = make_optimizer(config.optim, updates)
-    began = create_policy_state(
-        nets.apply_fn, nets.params, tx, kl_coef=algorithm.kl.coef
-    )
+    beta = algorithm.kl.coef
+    began = create_policy_state(nets.apply_fn, nets.params, tx, kl_coef=beta)
     state = replicate(began, devices)
     key = jax.random.fold_in(run_key, 0)
-    evaluate = functools.partial(
-        evaluate_policy, draw, compare, asked, key, tokenizer, gold
-    )
+    sampled_of = lambda state, *given: compare(state, draw(state.params, *given))
+    asking = sampled_of, asked, key, tokenizer, gold
+    evaluate = functools.partial(evaluate_policy, *asking)
     before = evaluate(state)
     keys = lambda step: jax.random.split(jax.random.fold_in(run_key, step))
     drawn = make_draws(draw, loader, algorithm, devices, most=config.draws)
     waiting = [drawn(state.params, keys(1 + i)[0]) for i in range(config.lag)]
     whole, start = resume_state(run_dir, (began, unshard(waiting)), loader)
+    path = f"0/{nets.params_path}"
     save_model_files(
-        run_dir,
-        model,
-        tokenizer,
-        began=policy,
-        lora=lora,
-        params_path=f"0/{nets.params_path}",
+        run_dir, model, tokenizer, began=policy, lora=lora, params_path=path
     )
     if start is not None:
         state = replicate(whole[0], devices)
@@ -177,7 +161,7 @@ def main(config: Config) -> dict[str, float]:
         print(f"{run_dir}: nothing to do ({total}/{total} iterations)")
         return report_samples(run_dir, before, evaluate(state))
     watched: dict[str, Any] = {"reward": "objective/score"}
-    if algorithm.kl.coef:
+    if beta:
         watched["KL"] = "objective/kl"
     with run_log("Policy", config, total, start, **watched) as log:
         show.on = log.show

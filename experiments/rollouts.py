@@ -28,8 +28,8 @@ from rlhf_jax.steps import (
     sample_step,
 )
 from rlhf_jax.types import (
+    ApplyFn,
     Array,
-    Experience,
     Metrics,
     Params,
     Rollout,
@@ -121,7 +121,7 @@ class Sampled(NamedTuple):
 
     rollout: Rollout
     scores: Array  # [N, B/N]
-    experience: Experience
+    experience: Any  # what an update learns from
     metrics: Metrics
 
 
@@ -138,8 +138,9 @@ def make_draw(
     The parameters are those on every device. ``report`` is told how a rollout goes on.
     """
     size = algorithm.sampling.completions
-    sample = make_sampler(nets, algorithm.sampling, frozen, devices, report)
-    greedily = make_sampler(nets, greedy(algorithm.sampling), frozen, devices)
+    policy = nets.sample_fn, nets.layout
+    sample = make_sampler(*policy, algorithm.sampling, frozen, devices, report)
+    greedily = make_sampler(*policy, greedy(algorithm.sampling), frozen, devices)
 
     def draw(params: Params, prompts: TokenBatch, key: Array) -> Drawn:
         rollout, best = sample(params, prompts, key), None
@@ -152,7 +153,8 @@ def make_draw(
 
 
 def make_sampler(
-    nets: Networks,
+    sample_fn: ApplyFn,
+    layout: Callable[[Params], Params],
     config: SamplingConfig,
     frozen: Params | None,
     devices: Devices,
@@ -161,9 +163,9 @@ def make_sampler(
     """A function ``(params, prompts, key)``: `sample_step` on every device."""
     step = functools.partial(
         sample_step,
-        apply_fn=nets.sample_fn,
+        apply_fn=sample_fn,
         config=config,
-        layout=nets.layout,
+        layout=layout,
         report=report,
     )
     step = data_parallel(step, devices, in_axes=(None, 0, 0, None), out_axes=0)

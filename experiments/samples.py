@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.rollouts import Drawn, Sampled, decode
+from experiments.rollouts import Sampled, decode
 from rlhf_jax.parallel import unshard
 from rlhf_jax.rewards import RewardFunction, call_reward_function
 from rlhf_jax.rundir import save_json
-from rlhf_jax.steps import PolicyState
+from rlhf_jax.steps import TrainState
 from rlhf_jax.terminal import print_table, samples_table
-from rlhf_jax.types import Array, Params, TokenBatch
+from rlhf_jax.types import Array, TokenBatch
 
 LABELS = {
     "gold": "gold score",
@@ -56,16 +56,15 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_policy(
-    draw: Callable[[Params, TokenBatch, Array], Drawn],
-    compare: Callable[[PolicyState, Drawn], Sampled],
+    sampled_of: Callable[[Any, TokenBatch, Array], Sampled],
     prompts: TokenBatch,
     key: Array,
     tokenizer: Any,
     gold: RewardFunction | None,
-    state: PolicyState,
+    state: TrainState,
 ) -> Evaluation:
     """Samples of the policy, the same randomness each time."""
-    sampled = compare(state, draw(state.params, prompts, key))
+    sampled = sampled_of(state, prompts, key)
     texts = decode(tokenizer, unshard(sampled.rollout))
     return Evaluation(
         *texts,

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from experiments.inputs import DataConfig, Prompts, read_data
 from experiments.rollouts import decode
 from experiments.runs import PretrainedConfig
@@ -23,14 +21,12 @@ from rlhf_jax.data import (
     tokenize_prompts,
 )
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import decode_layout
-from rlhf_jax.parallel import Devices, data_parallel, shard, unshard
+from rlhf_jax.parallel import unshard
 from rlhf_jax.rewards import RewardFunction, call_reward_function
 from rlhf_jax.rundir import save_json
-from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.steps import TrainState, sample_step
+from rlhf_jax.steps import TrainState
 from rlhf_jax.terminal import print_table
-from rlhf_jax.types import ApplyFn, Array, Metrics, Params, Rollout, TokenBatch
+from rlhf_jax.types import Array, Metrics, Params, Rollout, TokenBatch
 
 TITLES = LABELS | {"kl": "KL from the teacher (nats a response)"}
 
@@ -92,33 +88,6 @@ def read_answered(
     return prompts, answered
 
 
-Sampler = Callable[[TrainState, TokenBatch, Array], Rollout]
-
-
-def make_sampler(
-    apply_fn: ApplyFn,
-    sampling: SamplingConfig,
-    frozen: Params | None,
-    devices: Devices,
-    report: Callable[..., None] | None,
-) -> Sampler:
-    """A function (state, prompts, key) -> sharded rollout; parameters as on devices."""
-    draw = functools.partial(
-        sample_step,
-        apply_fn=apply_fn,
-        config=sampling,
-        layout=decode_layout,
-        report=report,
-    )
-    draw = data_parallel(draw, devices, in_axes=(None, 0, 0, None), out_axes=0)
-
-    def sample(state: TrainState, prompts: TokenBatch, key: Array) -> Rollout:
-        rows = np.arange(prompts.tokens.shape[0], dtype=np.int32)
-        return draw(state.params, *shard((prompts, rows), devices), frozen, key=key)
-
-    return sample
-
-
 class Evaluation(NamedTuple):
     """What a student answers to held-out prompts, and how far from its teacher."""
 
@@ -128,7 +97,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_student(
-    sample: Sampler,
+    sample: Callable[[Params, TokenBatch, Array], Rollout],
     compare: Callable[[TrainState, Rollout], Metrics],
     prompts: TokenBatch,
     key: Array,
@@ -137,7 +106,7 @@ def evaluate_student(
     state: TrainState,
 ) -> Evaluation:
     """Samples of the student, the same randomness each time."""
-    rollout = sample(state, prompts, key)
+    rollout = sample(state.params, prompts, key)
     whole, found = unshard(rollout), compare(state, rollout).compute()
     texts = decode(tokenizer, whole)
     summary = {"kl": found["distillation/kl"]}

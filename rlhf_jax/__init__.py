@@ -40,6 +40,7 @@ from rlhf_jax.ops import (
     length_desensitized_logps,
     loss_weights,
     min_p_mask,
+    nash_md_loss,
     on_policy_weight,
     overlong_penalty,
     pairwise_accuracy,
@@ -62,6 +63,7 @@ from rlhf_jax.ops import (
     top_p_mask,
     unpaired_loss,
     value_loss,
+    xpo_bonus,
 )
 from rlhf_jax.rewards import learned_reward, normalize_scores, sequence_scores
 from rlhf_jax.sampling import SamplingConfig, generate
@@ -144,6 +146,7 @@ __all__ = [
     "masked_sum",
     "masked_whiten",
     "min_p_mask",
+    "nash_md_loss",
     "normalize_scores",
     "on_policy_weight",
     "overlong_penalty",
@@ -179,4 +182,5 @@ __all__ = [
     "top_p_mask",
     "unpaired_loss",
     "value_loss",
+    "xpo_bonus",
 ]

@@ -21,6 +21,7 @@ from rlhf_jax.ops.logits import (
     top_p_mask,
 )
 from rlhf_jax.ops.logprobs import align_to_tokens, token_entropy, token_logprobs
+from rlhf_jax.ops.online_loss import nash_md_loss, xpo_bonus
 from rlhf_jax.ops.policy_loss import (
     cispo_loss,
     gspo_loss,
@@ -83,6 +84,7 @@ __all__ = [
     "length_desensitized_logps",
     "loss_weights",
     "min_p_mask",
+    "nash_md_loss",
     "on_policy_weight",
     "overlong_penalty",
     "pairwise_accuracy",
@@ -105,4 +107,5 @@ __all__ = [
     "top_p_mask",
     "unpaired_loss",
     "value_loss",
+    "xpo_bonus",
 ]

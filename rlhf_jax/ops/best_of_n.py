@@ -54,21 +54,27 @@ def best_of_n_kl(n: int | Array) -> Array:
     return jnp.log(n) - (n - 1.0) / n
 
 
-def expected_best_of(scores: Array, *, group_size: int, k: int) -> Array:
+def expected_best_of(
+    scores: Array, *, group_size: int, k: int, gold: Array | None = None
+) -> Array:
     """Mean best score of k responses, from n ≥ k: Σᵢ C(i−1, k−1)/C(n, k) · s₍ᵢ₎.
 
     s₍ᵢ₎ is the i-th smallest score. It is the mean over all subsets of k of the n
     responses, and so has no bias: one batch with n responses a prompt gives the curve
     of best-of-1 to best-of-n. Nakano et al. 2021 (WebGPT), arXiv:2112.09332, app. I;
-    for scores 0 and 1 it is pass@k: Chen et al. 2021, arXiv:2107.03374.
+    for scores 0 and 1 it is pass@k: Chen et al. 2021, arXiv:2107.03374. With ``gold``
+    it is what the best of k by their scores are worth by the truth, which falls again
+    where the scores are over-optimised: Gao et al. 2022, arXiv:2210.10760.
 
     Args:
       scores: [B] float, one a response; rows of a group are adjacent.
       group_size: G = n, responses a prompt; divides B.
       k: 1 to n.
+      gold: [B] float, another score of the same responses, whose mean is taken of those
+        that ``scores`` choose, the last of several best; None: the scores themselves.
 
     Returns:
-      [B / G] float32 in score units. No mask: every row counts.
+      [B / G] float32 in units of what the mean is of. No mask: every row counts.
 
     Raises:
       ValueError: if group_size is below 1 or does not divide B, or k is not in 1 … n.
@@ -77,12 +83,15 @@ def expected_best_of(scores: Array, *, group_size: int, k: int) -> Array:
     [3.0]
     """
     groups = _groups(scores, group_size)
+    worth = groups if gold is None else _groups(gold, group_size)
+    chex.assert_equal_shape([groups, worth])
     if not 1 <= k <= group_size:
         raise ValueError(f"expected_best_of: k = {k}, expected 1 to {group_size}")
     subsets = math.comb(group_size, k)
     share = [math.comb(i, k - 1) / subsets for i in range(group_size)]
     weights = jnp.asarray(np.array(share, np.float32))
-    return jnp.sum(jnp.sort(groups, axis=1) * weights[None], axis=1)
+    ranked = jnp.take_along_axis(worth, jnp.argsort(groups, axis=1), axis=1)
+    return jnp.sum(ranked * weights[None], axis=1)
 
 
 def _groups(scores: Array, group_size: int) -> Array:

@@ -1,5 +1,6 @@
 """Steps: (TrainState, batch, key) -> (TrainState, metrics)."""
 
+from rlhf_jax.steps.best_of_n import best_of_n_step
 from rlhf_jax.steps.distillation import (
     DistillationConfig,
     distillation_eval,
@@ -8,6 +9,14 @@ from rlhf_jax.steps.distillation import (
 from rlhf_jax.steps.experience import episode_kl, experience_step, shape_scores
 from rlhf_jax.steps.forward import policy_forward
 from rlhf_jax.steps.iteration import RewardFn, policy_iteration
+from rlhf_jax.steps.online import online_preference_step
+from rlhf_jax.steps.online_config import ONLINE_PRESETS, OnlinePreferenceConfig
+from rlhf_jax.steps.pairs import (
+    PairExperience,
+    pair_experience_step,
+    rank_pairs,
+    sample_pairs,
+)
 from rlhf_jax.steps.policy import policy_step
 from rlhf_jax.steps.policy_config import KLConfig, PolicyConfig
 from rlhf_jax.steps.preference import (
@@ -48,13 +57,16 @@ from rlhf_jax.steps.unpaired import (
 )
 
 __all__ = [
+    "ONLINE_PRESETS",
     "POLICY_PRESETS",
     "PPO_PRESETS",
     "REWARD_PRESETS",
     "DistillationConfig",
     "FollowedState",
     "KLConfig",
+    "OnlinePreferenceConfig",
     "PPOPreset",
+    "PairExperience",
     "PolicyConfig",
     "PolicyState",
     "PreferenceConfig",
@@ -64,6 +76,7 @@ __all__ = [
     "UnpairedConfig",
     "UnpairedState",
     "apply_loss",
+    "best_of_n_step",
     "binary_terms",
     "choice_terms",
     "create_policy_state",
@@ -75,15 +88,19 @@ __all__ = [
     "experience_step",
     "followed_state",
     "following_step",
+    "online_preference_step",
+    "pair_experience_step",
     "pairwise_terms",
     "policy_forward",
     "policy_iteration",
     "policy_step",
     "preference_step",
+    "rank_pairs",
     "ranking_terms",
     "reference_logps",
     "reward_eval",
     "reward_step",
+    "sample_pairs",
     "sample_step",
     "sft_eval",
     "sft_step",

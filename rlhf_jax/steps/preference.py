@@ -140,10 +140,10 @@ def preference_step(
 
     def loss_fn(params, part):
         pairs, reference = part
-        sums, counts = _pair_logps(state.apply_fn, join_params(frozen, params), pairs)
+        sums, counts = pair_logps(state.apply_fn, join_params(frozen, params), pairs)
         weight = pairs.weight.ravel()
         sums, counts, reference = (x.reshape(-1, 2) for x in (sums, counts, reference))
-        terms, metrics = _terms(sums, counts, reference, weight, config)
+        terms, metrics = pair_terms(sums, counts, reference, weight, config)
         total, _ = masked_sum(terms * weight, weight > 0)
         return total, jnp.sum(weight), metrics
 
@@ -171,11 +171,11 @@ def reference_logps(
     Returns:
       [B, S, 2] float32 nats, chosen first; 0 where a row has no such pair.
     """
-    sums, _ = _pair_logps(ref_apply_fn, ref_params, batch)
+    sums, _ = pair_logps(ref_apply_fn, ref_params, batch)
     return jax.lax.stop_gradient(sums)
 
 
-def _pair_logps(
+def pair_logps(
     apply_fn: ApplyFn, params: Params, pairs: PreferenceBatch
 ) -> tuple[Array, Array]:
     """Two [B, S, 2], chosen first: Σ log π of the unmasked tokens, and their number."""
@@ -188,7 +188,7 @@ def _pair_logps(
     return chosen_first(sums), chosen_first(counts)
 
 
-def _terms(
+def pair_terms(
     logps: Array,
     counts: Array,
     reference: Array,

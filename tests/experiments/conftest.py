@@ -2,16 +2,27 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from experiments import distill, policy, preference, reward_model, sft
+from experiments import (
+    best_of_n,
+    distill,
+    expert_iteration,
+    online_preference,
+    policy,
+    preference,
+    reward_model,
+    sft,
+)
 from experiments.inputs import DataConfig
+from experiments.online import OnlineConfig
 from rlhf_jax.data import load_tiny_reviews
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.optim import OptimConfig
 from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.steps import POLICY_PRESETS, DistillationConfig
+from rlhf_jax.steps import ONLINE_PRESETS, POLICY_PRESETS, DistillationConfig
 
 TOY = TransformerConfig(
     vocab_size=300,
@@ -23,6 +34,12 @@ TOY = TransformerConfig(
     d_ff=16,
     max_length=128,
 )
+
+
+def shared(config: OnlineConfig) -> dict[str, Any]:
+    """What every script is asked that learns from what it samples."""
+    fields = dataclasses.fields(OnlineConfig)
+    return {field.name: getattr(config, field.name) for field in fields}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +144,45 @@ class Toys:
             optim = OptimConfig(learning_rate=3e-2, schedule="constant")
             changes = {"policy": self.root / "sft", "optim": optim}
             sft.main(self.sft(self.root / "teacher", **changes))
+
+    def online(
+        self, run_dir: Path, preset: str = "online_dpo", **changes
+    ) -> online_preference.Config:
+        sampling = SamplingConfig(max_new_tokens=8, completions=2)
+        asked = self.policy(run_dir, "grpo")
+        config = online_preference.Config(
+            **{
+                f.name: getattr(asked, f.name) for f in dataclasses.fields(OnlineConfig)
+            },
+            online=ONLINE_PRESETS[preset](sampling),
+        )
+        return dataclasses.replace(config, **changes)
+
+    def expert(self, run_dir: Path, **changes) -> expert_iteration.Config:
+        sampling = SamplingConfig(max_new_tokens=8, completions=4)
+        asked = self.policy(run_dir, "grpo")
+        config = expert_iteration.Config(
+            **{
+                f.name: getattr(asked, f.name) for f in dataclasses.fields(OnlineConfig)
+            },
+            expert=expert_iteration.ExpertConfig(sampling, epochs=2, rows=1),
+        )
+        return dataclasses.replace(config, **changes)
+
+    def best_of_n(self, run_dir: Path, **changes) -> best_of_n.Config:
+        config = best_of_n.Config(
+            run_dir,
+            policy=self.root / "sft",
+            reward=str(self.root / "reward"),
+            gold="rlhf_jax.data.tiny_reviews:gold_reward",
+            data=self.data("prompts", 16),
+            prompts=6,
+            prompt_length=64,
+            sampling=SamplingConfig(max_new_tokens=8, completions=4),
+            batch_size=4,
+            devices=1,
+        )
+        return dataclasses.replace(config, **changes)
 
 
 @pytest.fixture(scope="session")

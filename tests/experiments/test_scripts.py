@@ -6,7 +6,16 @@ import math
 
 import pytest
 
-from experiments import export, policy, preference, quickstart, reward_model, sft
+from experiments import (
+    expert_iteration,
+    export,
+    online_preference,
+    policy,
+    preference,
+    quickstart,
+    reward_model,
+    sft,
+)
 from experiments.inputs import DataConfig, read_data
 from experiments.judgements import JUDGEMENTS
 from experiments.runs import LoraOptions
@@ -212,6 +221,8 @@ MODULES = {
     "reward": reward_model,
     "preference": preference,
     "policy": policy,
+    "online": online_preference,
+    "expert": expert_iteration,
 }
 # Rollouts that wait, and demonstrations, go on where they were, too.
 OLDER = {

@@ -123,8 +123,10 @@ def distillation(student, teacher, mask, *, beta):
     return each(lambda i: float(at(i)) if mask[i] and i[1] else 0.0, mask)
 
 
-def expected_best(scores, k):
-    return mean(max(some) for some in combinations(scores, k))
+def expected_best(scores, gold=None, *, k):
+    worth = scores if gold is None else gold
+    some = combinations(range(len(scores)), k)
+    return mean(worth[max(rows, key=lambda i: scores[i])] for rows in some)
 
 
 POLICY_ORACLES: dict[str, Callable[..., Any]] = {
@@ -143,6 +145,7 @@ POLICY_ORACLES: dict[str, Callable[..., Any]] = {
     "best_of_n": max,
     "best_of_n_kl": lambda n: each(lambda i: np.log(n[i]) - 1 + 1 / n[i], n),
     "expected_best_of": partial(expected_best, k=3),
+    "expected_best_of[gold]": partial(expected_best, k=3),
     "policy_gradient_loss": policy_gradient,
     "ratio_metrics": lambda *args: (0.0, ratio_metrics(*args)),
     "ppo_loss": ppo,

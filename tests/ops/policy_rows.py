@@ -84,6 +84,10 @@ POLICY_ROWS = {
     "expected_best_of": Row(
         lambda s: ops.expected_best_of(s, group_size=B, k=3)[0], floats((B,))
     ),
+    "expected_best_of[gold]": Row(
+        lambda s, gold: ops.expected_best_of(s, group_size=B, k=3, gold=gold)[0],
+        floats((B,), (B,)),
+    ),
     "policy_gradient_loss": Row(
         ops.policy_gradient_loss, with_mask(BT, BT), under_mask
     ),

@@ -164,6 +164,15 @@ def unpaired(
     return out
 
 
+def nash_md(logps, ref, wins, at=None, *, beta):
+    moving = logps
+    logps, ref, wins = (logps, ref, wins) if at is None else at
+    out = np.zeros(len(logps))
+    for i in range(len(logps)):
+        out[i] = (beta * (logps[i] - ref[i]) + 0.5 - wins[i]) * moving[i]
+    return out
+
+
 def length_desensitized(logprobs, other_mask, mask, *, alpha):
     out = np.zeros(len(logprobs))
     for b in range(len(logprobs)):
@@ -186,7 +195,7 @@ def oracles():
     """{name of a row in test_laws.py: its oracle}."""
 
     def of(oracle, **options):
-        return lambda *args: oracle(*args, **options)
+        return lambda *args, **at: oracle(*args, **options, **at)
 
     rows = {
         f"preference_loss[{n}]": of(preference, **o) for n, o in PREFERENCES.items()
@@ -197,6 +206,8 @@ def oracles():
     }
     rows |= {f"unpaired_loss[{n}]": of(unpaired, **o) for n, o in UNPAIRED.items()}
     return rows | {
+        "xpo_bonus": lambda logps: np.array([0.3 * x for x in logps]),
+        "nash_md_loss": of(nash_md, beta=0.4),
         "preference_loss[masked]": preference,
         "preference_loss[aot, masked]": of(preference, kind="aot"),
         "length_desensitized_logps": of(length_desensitized, alpha=0.3),

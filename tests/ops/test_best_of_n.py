@@ -49,6 +49,15 @@ def test_expected_best_of_right_and_wrong_is_pass_at_k():
     np.testing.assert_allclose(expected_best_of(scores, group_size=4, k=2), [5 / 6])
 
 
+def test_gold_of_the_best_by_score():
+    # Pairs of 3: the chosen are 2, 2 and 1, by scores that rise and a truth that falls.
+    scores, gold = jnp.array([0.0, 1.0, 2.0]), jnp.array([5.0, 3.0, -1.0])
+    best = lambda k: expected_best_of(scores, group_size=3, k=k, gold=gold)
+    np.testing.assert_allclose(best(1), [7 / 3], rtol=1e-6)
+    np.testing.assert_allclose(best(2), [1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(best(3), [-1], rtol=1e-6)
+
+
 def test_groups_are_checked():
     with pytest.raises(ValueError, match="group_size = 3 of 4 scores"):
         best_of_n(jnp.zeros(4), group_size=3)

@@ -178,6 +178,10 @@ ROWS = {
     "token_log_collision": Row(
         partial(ops.token_log_collision, temperature=0.7), floats((B, T, V))
     ),
+    "xpo_bonus": Row(partial(ops.xpo_bonus, alpha=0.3), floats((B,))),
+    "nash_md_loss": Row(
+        partial(ops.nash_md_loss, beta=0.4), floats((B,), (B,), (B,)), detached=True
+    ),
     "implicit_reward": Row(partial(ops.implicit_reward, beta=0.7), floats((B,), (B,))),
     **POLICY_ROWS,
 }

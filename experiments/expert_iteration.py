@@ -1,0 +1,191 @@
+"""Expert iteration: a policy imitates the best of what it says, round after round.
+
+Dong et al. 2023 (RAFT), arXiv:2304.06767; Gulcehre et al. 2023 (ReST),
+arXiv:2308.08998.
+
+  python -m experiments.expert_iteration --policy runs/sft --reward runs/reward
+
+Each round draws n completions a prompt, keeps the best one by its score, and fine-tunes
+the policy on those; no gradient goes through the reward. One round's distance from its
+start, were it learned exactly, is at most log n − (n−1)/n nats.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import cli
+from experiments.choices import check_unpacked, make_choices
+from experiments.logs import ShowRollout, due, run_log, show_plan
+from experiments.networks import make_networks
+from experiments.online import OnlineConfig, read
+from experiments.rollouts import gold_score, make_scorer
+from experiments.runs import (
+    check_batches,
+    check_micro_batches,
+    on_batches,
+    resume_state,
+    save_state,
+)
+from experiments.samples import evaluate_policy, report_samples
+from experiments.stages import save_model_files
+from rlhf_jax.errors import UserError
+from rlhf_jax.optim import OptimConfig, make_optimizer
+from rlhf_jax.parallel import local_devices, replicate, shard, unshard
+from rlhf_jax.report import write_report
+from rlhf_jax.rundir import create_run_dir
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.steps import best_of_n_step, create_state, sample_step, sft_step
+from rlhf_jax.types import Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertConfig:
+    """What a round is."""
+
+    sampling: SamplingConfig = SamplingConfig(max_new_tokens=24, completions=16)
+    """How completions are drawn; the best of each prompt's is kept."""
+    epochs: int = 2
+    """Passes over what a round keeps."""
+    rows: int = 32
+    """Kept completions an update, all devices together."""
+    micro_batches: int = 1
+    """Parts of an update's rows on a device, computed one after the other."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(OnlineConfig):
+    """Expert iteration."""
+
+    run_dir: Path = Path("runs/expert")
+    """Where checkpoints, metrics, samples and the report go."""
+    expert: ExpertConfig = ExpertConfig()
+    """The algorithm."""
+    optim: OptimConfig = OptimConfig(learning_rate=1e-3, schedule="constant", eps=1e-5)
+    """Optimiser and schedule."""
+    episodes: int = 10_240
+    """Completions in all."""
+    batch_size: int = 1_024
+    """Completions a round, all devices together."""
+    save_every: int = 1
+    """Rounds between checkpoints."""
+
+    def __post_init__(self):
+        sampling = self.expert.sampling
+        check_batches(sampling, self.episodes, self.batch_size, self.eval_samples)
+        check_unpacked(self)
+        kept = self.batch_size // sampling.completions
+        if self.expert.epochs < 1 or self.expert.rows < 1 or kept % self.expert.rows:
+            raise UserError(
+                f"expert.epochs = {self.expert.epochs}, expert.rows = "
+                f"{self.expert.rows}: expected 1 or more, and a divisor of the {kept} "
+                "completions that a round keeps"
+            )
+
+
+def main(config: Config) -> dict[str, float]:
+    """Trains, and returns what samples were like before and after."""
+    run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
+    devices, parts = local_devices(config.devices), config.expert.micro_batches
+    check_micro_batches(parts, rows=config.expert.rows, devices=devices)
+
+    # 1. Earlier stages and prompts: all is read before anything is compiled.
+    policy, reward, gold, expert, loader, asked = read(config, config.expert)
+    tokenizer, model, lora = policy.tokenizer, policy.model, config.lora.config()
+    run_key = jax.random.key(config.seed)
+    nets = make_networks(policy, reward, None, lora, config.cache_dtype, key=run_key)
+    best_of = expert.sampling.completions
+    total = config.episodes // config.batch_size
+    updates = expert.epochs * (config.batch_size // best_of // expert.rows)
+    show_plan(
+        f"Expert iteration, the best of {best_of}, {total} rounds of "
+        f"{config.batch_size:,} completions, reward {config.reward}",
+        model,
+        trained=nets.params,
+        frozen=(policy.params, nets.judge, nets.frozen),
+        steps=total * updates,
+        rows=expert.rows,
+        length=config.prompt_length + expert.sampling.max_new_tokens,
+        micro_batches=parts,
+        devices=devices,
+    )
+
+    # 2. The parts of a round: sample, score, keep the best; then imitate them.
+    whole = policy.params, nets.judge, nets.frozen
+    ref, judge, frozen = replicate(whole, devices)
+    score = make_scorer(reward, judge, config.reward_kind, tokenizer, devices)
+    show_rollout = ShowRollout()
+    sample = functools.partial(
+        sample_alone,
+        apply_fn=nets.sample_fn,
+        config=expert.sampling,
+        layout=nets.layout,
+        report=show_rollout.report(),
+    )
+    keep = functools.partial(
+        keep_best, ref_apply_fn=nets.ref_apply_fn, group_size=best_of
+    )
+    kept_of = make_choices(sample, keep, score, ref, frozen, devices)
+    imitate = on_batches(sft_step, devices, donate_state=True, micro_batches=parts)
+    tx = make_optimizer(config.optim, total * updates)
+    state = create_state(nets.apply_fn, nets.params, tx)
+    key = jax.random.fold_in(run_key, 0)
+    evaluate = functools.partial(evaluate_policy, kept_of, asked, key, tokenizer, gold)
+    held = replicate(state, devices)
+    before = evaluate(held)
+    state, restored = resume_state(run_dir, state, loader)
+    save_model_files(run_dir, model, tokenizer, began=policy, lora=lora)
+    state = held if restored is None else replicate(state, devices)
+    del policy, reward, whole, nets, held  # their arrays: the devices have copies
+
+    # 3. Training.
+    start = restored or 0
+    if start == total:
+        print(f"{run_dir}: nothing to do ({total}/{total} rounds)")
+        return report_samples(run_dir, before, evaluate(state))
+    shown: dict[str, Any] = {"reward": "objective/score", "KL": "objective/kl"}
+    with run_log("rounds", config, total, restored, **shown) as log:
+        show_rollout.on = log.show
+        for step in range(start + 1, total + 1):
+            key = jax.random.fold_in(run_key, step)
+            sampled = kept_of(state, next(loader), key)
+            kept, metrics = jax.device_get(unshard(sampled.experience)), sampled.metrics
+            order = np.random.default_rng((config.seed, step))
+            for rows in minibatches(order, len(kept.tokens), expert):
+                part = shard(jax.tree.map(lambda x, r=rows: x[r], kept), devices)
+                state, improved = imitate(state, part, frozen)
+                metrics += improved
+            tokens = sampled.metrics.sums["rollout/response_length"]
+            log.add(step, metrics, tokens=tokens)
+            log.also(gold_score(gold, tokenizer, sampled.rollout))
+            log.flush()  # a round is long: its numbers are not kept waiting
+            if due(step, config.save_every, total):
+                save_state(run_dir, step, state, loader)
+    write_report(run_dir)
+    return report_samples(run_dir, before, evaluate(state))
+
+
+def sample_alone(params, ref_params, *args, **options):
+    """`sample_step`: nobody but the policy draws."""
+    del ref_params
+    return sample_step(params, *args, **options)
+
+
+def keep_best(*trees, key, **options) -> tuple[Any, Metrics]:
+    """`best_of_n_step`: nothing is left to chance."""
+    del key
+    return best_of_n_step(*trees, **options)
+
+
+def minibatches(order: np.random.Generator, count: int, expert: ExpertConfig):
+    """The rows of every update of a round, each once an epoch."""
+    for _ in range(expert.epochs):
+        yield from order.permutation(count).reshape(-1, expert.rows)
+
+
+if __name__ == "__main__":
+    cli.run(main, {"default": Config()}, description=__doc__ or "")
