@@ -58,7 +58,11 @@ def arguments(
 
 
 def call_all(
-    calls: Mapping[str, Callable[[], Any]], *, timeout: float | None, rows: str
+    calls: Mapping[str, Callable[[], Any]],
+    *,
+    timeout: float | None,
+    rows: str,
+    what: str = "reward function",
 ) -> dict[str, Any]:
     """What functions return, each called once. No reference.
 
@@ -70,6 +74,7 @@ def call_all(
       calls: {name: a function without arguments}.
       timeout: seconds for all of them together; None waits for ever.
       rows: which rows they are about, for messages.
+      what: the functions are, for messages.
 
     Returns:
       {name: what was returned}. What a function raises is raised.
@@ -91,8 +96,8 @@ def call_all(
         if late := [name for name in calls if not futures[name].done()]:
             _event_loop.cache_clear()  # whoever blocks it would block the next ones
             raise UserError(
-                f"reward function {', '.join(late)}, {rows}: no answer within {timeout}"
-                " s; raise the time-out, or have the function give up by itself (it is "
+                f"{what} {', '.join(late)}, {rows}: no answer within {timeout} s; "
+                "raise the time-out, or have the function give up by itself (it is "
                 "left behind: cancelled if it awaits, else its thread goes on)"
             )
         return {name: futures[name].result() for name in calls}

@@ -1,0 +1,200 @@
+"""A small model learns to add from whether its answers are right: SFT → GRPO.
+
+  python -m experiments.addition --seed 1 --run-dir runs/addition1
+
+The model is trained from scratch on correct sums, and stopped early, while it is still
+wrong more often than not. From then on it is shown no sum: a response gets 1 where its
+final number is the answer, and 0 otherwise. Shao et al. 2024, arXiv:2402.03300.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments import cli, policy, sft
+from experiments.inputs import DataConfig
+from rlhf_jax.data.tokenizer import SMALLEST_VOCAB
+from rlhf_jax.errors import UserError
+from rlhf_jax.models import TransformerConfig
+from rlhf_jax.optim import OptimConfig
+from rlhf_jax.report import REPORT_FILE
+from rlhf_jax.rewards import final_number_reward
+from rlhf_jax.rundir import create_run_dir, save_json
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.steps import POLICY_PRESETS, KLConfig, PolicyConfig
+from rlhf_jax.terminal import print_table
+
+MODEL = TransformerConfig(
+    vocab_size=SMALLEST_VOCAB,  # bytes, so that every digit is a token
+    d_model=128,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=4,
+    d_head=32,
+    d_ff=384,
+    max_length=32,
+    scan_unroll=2,
+)
+SAMPLING = SamplingConfig(max_new_tokens=6, completions=8)
+GRPO = POLICY_PRESETS["grpo"](SAMPLING)
+GRPO = dataclasses.replace(GRPO, kl=KLConfig(coef=0.0), minibatches=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Supervised fine-tuning on sums, then GRPO with an exact-answer reward."""
+
+    run_dir: Path = Path("runs/addition")
+    """Where the problems and the stages go."""
+    digits: int = 3
+    """Of each number."""
+    problems: int = 20_000
+    """That GRPO may ask."""
+    held_out: int = 512
+    """Others, to evaluate on."""
+    model: TransformerConfig = MODEL
+    """The network."""
+    sft_optim: OptimConfig = OptimConfig(1e-3, schedule="constant", warmup=20)
+    """Optimiser of SFT, which begins anew with each part."""
+    sft_updates: int = 50
+    """Updates a part; each demonstration is seen once."""
+    sft_parts: int = 40
+    """Most parts."""
+    sft_loss: float = 0.3
+    """Held-out loss, in nats a token, at which SFT stops, at the end of a part."""
+    algorithm: PolicyConfig = GRPO
+    """The algorithm."""
+    optim: OptimConfig = OptimConfig(3e-4, schedule="linear", warmup=5)
+    """Optimiser of GRPO."""
+    iterations: int = 400
+    """Of GRPO."""
+    batch_size: int = 1_024
+    """Episodes an iteration."""
+    devices: int | None = None
+    """Number of devices; none uses all."""
+    seed: int = 0
+    """Of the problems, too."""
+    resume: bool = False
+    """Go on where an earlier run stopped."""
+
+
+def main(config: Config) -> dict[str, float]:
+    """Runs both stages and returns the accuracy before and after the second."""
+    run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
+    write_problems(config)
+    began = time.perf_counter()
+    began_from = fine_tune(config)
+    sft_seconds = time.perf_counter() - began
+    found = policy.main(grpo(config, began_from))
+    results = {
+        "accuracy after SFT": found["before/reward"],
+        "accuracy after GRPO": found["after/reward"],
+        "seconds of SFT": sft_seconds,
+        "seconds of GRPO": time.perf_counter() - began - sft_seconds,
+    }
+    save_json(run_dir / "summary.json", results)
+    title, found = f"{config.held_out} held-out sums", list(results.items())
+    print_table(title, ["", "found"], found)
+    print(f"accuracy over iterations: {run_dir / 'grpo' / REPORT_FILE}")
+    return results
+
+
+def addition_reward(prompts: Sequence[str], completions: Sequence[str]):
+    """1 where the final number is the sum of the prompt's numbers, else 0."""
+    answers = [str(sum(map(int, re.findall("[0-9]+", prompt)))) for prompt in prompts]
+    return final_number_reward(completions, answers)
+
+
+def write_problems(config: Config) -> None:
+    """Distinct problems in random order: held-out ones, GRPO's, each part's of SFT."""
+    digits, part = config.digits, config.sft_updates * sft.Config.batch_size
+    sizes = {"held_out": config.held_out, "problems": config.problems}
+    sizes |= {f"part{i}": part for i in range(config.sft_parts)}
+    pairs = distinct_pairs(0, 10**digits, sum(sizes.values()), config.seed)
+    for name, size in sizes.items():
+        # With leading zeros a digit is always at the same place.
+        sums = [
+            (f"{a:0{digits}}+{b:0{digits}}=", f"{a + b:0{digits + 1}}")
+            for a, b in itertools.islice(pairs, size)
+        ]
+        write_rows(config.run_dir / f"{name}.jsonl", sums)
+
+
+def distinct_pairs(
+    least: int, end: int, count: int, seed: int
+) -> Iterator[tuple[int, int]]:
+    """So many different pairs of numbers from ``least`` to below ``end``."""
+    side = end - least
+    if count > side**2:
+        raise UserError(
+            f"{count:,} problems: expected {side**2:,} at most, or more digits"
+        )
+    chosen = np.random.default_rng(seed).choice(side**2, count, replace=False)
+    return ((least + n // side, least + n % side) for n in chosen.tolist())
+
+
+def write_rows(file: Path, rows: Iterable[tuple[str, str]]) -> None:
+    """Prompts and completions as JSONL."""
+    lines = (json.dumps({"prompt": x, "completion": y}) + "\n" for x, y in rows)
+    file.write_text("".join(lines))
+
+
+def data(run_dir: Path, name: str) -> DataConfig:
+    """Problems of that name, and those that are held out."""
+    path = lambda name: str(run_dir / f"{name}.jsonl")
+    return DataConfig(path(name), eval_path=path("held_out"))
+
+
+def fine_tune(config: Config) -> Path:
+    """SFT in parts until the held-out loss is low enough: how many it takes differs."""
+    newest, loss = None, float("inf")
+    for number in range(config.sft_parts):
+        part = sft.Config(
+            config.run_dir / f"sft{number}",
+            data(config.run_dir, f"part{number}"),
+            policy=newest,
+            model=config.model,
+            optim=config.sft_optim,
+            epochs=1,
+            seed=config.seed,
+            devices=config.devices,
+            resume=config.resume,
+        )
+        loss = sft.main(part)["sft/eval_loss"]
+        newest = part.run_dir
+        if loss <= config.sft_loss:
+            return newest
+    raise UserError(
+        f"sft_parts = {config.sft_parts}: the held-out loss is {loss:.2f} after them, "
+        f"more than sft_loss = {config.sft_loss}; raise one of them"
+    )
+
+
+def grpo(config: Config, began_from: Path) -> policy.Config:
+    """The second stage."""
+    return policy.Config(
+        config.run_dir / "grpo",
+        policy=began_from,
+        reward="experiments.addition:addition_reward",
+        data=data(config.run_dir, "problems"),
+        prompt_length=2 * config.digits + 3,  # with <bos>, + and =
+        algorithm=config.algorithm,
+        optim=config.optim,
+        episodes=config.iterations * config.batch_size,
+        batch_size=config.batch_size,
+        eval_samples=config.held_out * config.algorithm.sampling.completions,
+        save_every=config.iterations,
+        seed=config.seed,
+        devices=config.devices,
+        resume=config.resume,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, {"default": Config()}, description=__doc__ or "")

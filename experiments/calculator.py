@@ -1,0 +1,201 @@
+"""A small model learns to call a calculator, from whether its answers are right.
+
+  python -m experiments.calculator
+  python -m experiments.calculator --seed 1 --run-dir runs/calculator1
+
+It is asked for products that it cannot compute, such as 347*892=. Half of the
+demonstrations call the calculator, [347*892], read what it answers, and repeat that;
+half say the product at once. GRPO then rewards exact answers. What the calculator says
+is context, outside GRPO's loss (arXiv:2402.03300; turns of a tool: arXiv:2210.03629).
+Measured: see docs/interaction.md.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import re
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from experiments import addition, cli, sft
+from experiments.inputs import read_prompts
+from experiments.interactions import Conversed, make_converse
+from experiments.runs import FLOAT32, on_batches
+from experiments.stages import load_policy, pad_id
+from rlhf_jax.data import encode_texts
+from rlhf_jax.interaction import InteractionConfig, calculator
+from rlhf_jax.models import TransformerConfig, policy_apply
+from rlhf_jax.optim import OptimConfig, make_optimizer
+from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard
+from rlhf_jax.report import write_report
+from rlhf_jax.rewards import final_number_reward
+from rlhf_jax.rundir import create_run_dir, save_json
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.steps import (
+    POLICY_PRESETS,
+    KLConfig,
+    PolicyConfig,
+    create_policy_state,
+    experience_step,
+    policy_step,
+)
+from rlhf_jax.terminal import print_table, progress
+from rlhf_jax.tracking import MetricsLogger, TrackingConfig
+from rlhf_jax.types import Array
+
+MODEL = dataclasses.replace(addition.MODEL, max_length=64)
+GRPO = POLICY_PRESETS["grpo"](SamplingConfig(max_new_tokens=20, completions=8))
+GRPO = dataclasses.replace(GRPO, kl=KLConfig(coef=0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Supervised fine-tuning on few demonstrations, then GRPO with a calculator."""
+
+    run_dir: Path = Path("runs/calculator")
+    """Where the problems and the stages go."""
+    digits: int = 3
+    """Of each factor."""
+    demonstrations: int = 48_000
+    """Products that are shown once, half of them with calls."""
+    problems: int = 10_000
+    """Others, that GRPO may ask."""
+    held_out: int = 512
+    """Others again, to evaluate on."""
+    model: TransformerConfig = MODEL
+    """The network."""
+    sft_optim: OptimConfig = OptimConfig(1e-3, schedule="cosine", warmup=20)
+    """Optimiser of SFT."""
+    algorithm: PolicyConfig = GRPO
+    """The algorithm; its response budget is that of all turns together."""
+    optim: OptimConfig = OptimConfig(2e-4, schedule="linear", warmup=5)
+    """Optimiser of GRPO."""
+    iterations: int = 70
+    """Of GRPO."""
+    batch_size: int = 512
+    """Episodes an iteration."""
+    devices: int | None = None
+    """Number of devices; none uses all."""
+    seed: int = 0
+    """Of the problems, too."""
+
+
+def main(config: Config) -> dict[str, float]:
+    """Trains, and returns the accuracy before and after GRPO, with and without tool."""
+    run_dir = create_run_dir(config.run_dir, config, resume=False)
+    devices, began = local_devices(config.devices), time.perf_counter()
+    write_problems(config)
+    demonstrations = sft.Config(
+        run_dir / "sft",
+        addition.data(run_dir, "demonstrations"),
+        model=config.model,
+        optim=config.sft_optim,
+        epochs=1,
+        devices=config.devices,
+        seed=config.seed,
+    )
+    sft.main(demonstrations)
+    sft_seconds = time.perf_counter() - began
+
+    # 1. The policy, what it is asked, and the parts of an iteration.
+    policy = load_policy(run_dir / "sft", FLOAT32)
+    tokenizer, apply_fn = policy.tokenizer, policy_apply(policy.model)
+    sampling = dataclasses.replace(
+        config.algorithm.sampling, stop_ids=policy.stop_ids, pad_id=pad_id(tokenizer)
+    )
+    algorithm = dataclasses.replace(config.algorithm, sampling=sampling)
+    prompts = read_prompts(
+        addition.data(run_dir, "problems"),
+        tokenizer,
+        words=None,
+        lengths=(2 * config.digits + 3,),  # with <bos>, * and =
+        seed=config.seed,
+    )
+    completions = sampling.completions
+    loader = prompts.loader(config.batch_size // completions, seed=config.seed)
+    asked = prompts.held_out_batch(config.held_out)
+    [turn_ids] = encode_texts(tokenizer, ["]"])
+    turns = InteractionConfig(turn_ids, turns=2, env_tokens=2 * config.digits)
+    converse = make_converse(policy, sampling, turns, devices)
+    options = {"ref_apply_fn": apply_fn, "config": algorithm}
+    prepare = functools.partial(experience_step, **options)
+    ins = (None, None, 0, 0)
+    compare = data_parallel(prepare, devices, in_axes=ins, out_axes=(0, None))
+    update = on_batches(policy_step, devices, donate_state=True, config=algorithm)
+    tx = make_optimizer(config.optim, config.iterations)
+    state = create_policy_state(apply_fn, policy.params, tx, kl_coef=0.0)
+    state = replicate(state, devices)
+    key, tool = jax.random.key(config.seed), calculator("[", "]")
+
+    def evaluate(environment=tool) -> dict[str, float]:
+        drawn = {"key": jax.random.fold_in(key, 0), "completions": 1}
+        return summary(converse(state.params, asked, environment, **drawn))
+
+    # 2. Training: sample with the calculator, score, compare, update.
+    before, total = evaluate(), config.iterations
+    logger = MetricsLogger(run_dir, TrackingConfig(), restored_step=None)
+    with logger, progress("GRPO with a calculator", total, done=0) as advance:
+        for step in range(1, total + 1):
+            keys: Array = jax.random.split(jax.random.fold_in(key, step))
+            found = converse(
+                state.params, next(loader), tool, key=keys[0], completions=completions
+            )
+            given = shard((found.rollout, scores(found)), devices)
+            experience, metrics = compare(state, None, *given)
+            state, improved = update(state, experience, None, key=keys[1])
+            logger.log(step, (metrics + improved).compute(), timings={})
+            advance(summary(found))
+    after, without = evaluate(), evaluate(lambda text: "")
+    write_report(run_dir)
+    results = {
+        "accuracy after SFT": before["accuracy"],
+        "calls after SFT (share of responses)": before["calls"],
+        "accuracy after GRPO": after["accuracy"],
+        "calls after GRPO (share of responses)": after["calls"],
+        "accuracy after GRPO, the calculator silent": without["accuracy"],
+        "seconds of SFT": sft_seconds,
+        "seconds of GRPO": time.perf_counter() - began - sft_seconds,
+    }
+    save_json(run_dir / "summary.json", results)
+    title, found = f"{config.held_out} held-out products", list(results.items())
+    print_table(title, ["", "found"], found)
+    return results
+
+
+def scores(found: Conversed) -> Array:
+    """[B] 1 where the policy's own last words have the product, else 0."""
+    factors = [map(int, re.findall("[0-9]+", prompt)) for prompt in found.prompts]
+    answers = [str(a * b) for a, b in factors]
+    return jnp.asarray(final_number_reward(found.answers, answers), jnp.float32)
+
+
+def summary(found: Conversed) -> dict[str, float]:
+    """Shares of the responses that are right, and that the calculator has a part in."""
+    calls = sum(found.called) / len(found.called)
+    return {"accuracy": float(scores(found).mean()), "calls": calls}
+
+
+def write_problems(config: Config) -> None:
+    """Distinct problems in random order; every other demonstration has a call."""
+    sizes = {
+        "demonstrations": config.demonstrations,
+        "problems": config.problems,
+        "held_out": config.held_out,
+    }
+    end = 10**config.digits
+    least = math.isqrt(end**2 // 10) + 1  # so that all products are of one length
+    pairs = addition.distinct_pairs(least, end, sum(sizes.values()), config.seed)
+    for name, size in sizes.items():
+        rows = [
+            (f"{a}*{b}=", (f"[{a}*{b}]{a * b}" if i % 2 else "") + f">{a * b}")
+            for i, (a, b) in enumerate(itertools.islice(pairs, size))
+        ]
+        addition.write_rows(config.run_dir / f"{name}.jsonl", rows)
+
+
+if __name__ == "__main__":
+    cli.run(main, {"default": Config()}, description=__doc__ or "")
