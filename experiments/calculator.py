@@ -161,8 +161,8 @@ def main(config: Config) -> dict[str, float]:
         "seconds of GRPO": time.perf_counter() - began - sft_seconds,
     }
     save_json(run_dir / "summary.json", results)
-    title, found = f"{config.held_out} held-out products", list(results.items())
-    print_table(title, ["", "found"], found)
+    named = [*results.items()]
+    print_table(f"{config.held_out} held-out products", ["", "found"], named)
     return results
 
 

@@ -147,6 +147,10 @@ _mix.defvjp(_mix_forward, _mix_backward)
 
 def _summed_later(x_BKMd: Array, y_BKMS: Array, parts: int) -> Array:
     """xᵀ·y of each part of M, [B, K, P, d, S]: devices add up once, not by block."""
+    if parts == 1:
+        return _product("BKdM,BKMS->BKdS", jnp.swapaxes(x_BKMd, 2, 3), y_BKMS)[
+            :, :, None
+        ]
     x_BKPMd, y_BKPMS = (
         z.reshape(*z.shape[:2], parts, -1, z.shape[-1]) for z in (x_BKMd, y_BKMS)
     )

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from rlhf_jax.ops.logits import scale_by_temperature
 from rlhf_jax.ops.logprobs import align_to_tokens
@@ -92,16 +93,16 @@ def _forward(how: _How, hidden_ND: Array, unembed_DV: Array, targets_N: Array):
     def add(carry: tuple[Array, ...], chunk: Array):
         """The running maximum m, Σ exp(z − m), Σ exp(z − m)·(z − m), and z[target]."""
         max_N, sum_N, dot_N, chosen_N = carry
-        z_NC, columns_C, counted_C = _chunk(how, hidden_ND, unembed_DV, chunk)
-        z_NC = jnp.where(counted_C[None], z_NC, -jnp.inf)
+        z_NC, columns_C, counted_1C = _chunk(how, hidden_ND, unembed_DV, chunk)
+        z_NC = jnp.where(counted_1C, z_NC, -jnp.inf)
         here_NC = columns_C[None] == targets_N[:, None]
-        chosen_N += jnp.sum(jnp.where(here_NC & counted_C[None], z_NC, 0.0), axis=1)
+        chosen_N += jnp.sum(jnp.where(here_NC & counted_1C, z_NC, 0.0), axis=1)
         new_N = jnp.maximum(max_N, jnp.max(z_NC, axis=1))
         centred_NC = z_NC - new_N[:, None]
         weights_NC = jnp.exp(centred_NC)
         down_N = max_N - new_N
         old_N = jnp.exp(down_N)
-        surprise_NC = jnp.where(counted_C[None], weights_NC * centred_NC, 0.0)
+        surprise_NC = jnp.where(counted_1C, weights_NC * centred_NC, 0.0)
         dot_N = old_N * (dot_N + sum_N * down_N) + jnp.sum(surprise_NC, axis=1)
         sum_N = old_N * sum_N + jnp.sum(weights_NC, axis=1)
         return (new_N, sum_N, dot_N, chosen_N), z_NC if _chunks(
@@ -121,22 +122,30 @@ def _forward(how: _How, hidden_ND: Array, unembed_DV: Array, targets_N: Array):
 
 
 @jax.named_scope(NAME)
-def _backward(how: _How, kept: tuple, grads: tuple[Array, Array]):
+def _backward(how: _How, kept: tuple, grads: tuple[Array | SymbolicZero, ...]):
     """∂log π/∂z = [v = x] − p and ∂H/∂z = −p·(log p + H), a slice after the other."""
     hidden_ND, unembed_DV, targets_N, log_total_N, entropy_N, only_NC = kept
-    by_logprob_N1, by_entropy_N1 = (g[:, None] for g in grads)
+    by_logprob_N1, by_entropy_N1 = (
+        None if isinstance(g, SymbolicZero) else g[:, None] for g in grads
+    )
+    if by_logprob_N1 is None:
+        by_logprob_N1 = jnp.zeros_like(log_total_N)[:, None]
     # A row that nothing depends on gets no gradient, and gives none: 0 · NaN is NaN.
-    used_N1 = (by_logprob_N1 != 0) | (by_entropy_N1 != 0)
+    used_N1 = by_logprob_N1 != 0
+    if by_entropy_N1 is not None:
+        used_N1 |= by_entropy_N1 != 0
     hidden_ND = jnp.where(used_N1, hidden_ND, 0)
 
     def add(carry: tuple[Array, Array], chunk: Array):
         by_hidden_ND, by_unembed_DV = carry
-        z_NC, columns_C, counted_C = _chunk(how, hidden_ND, unembed_DV, chunk, only_NC)
+        z_NC, columns_C, counted_1C = _chunk(how, hidden_ND, unembed_DV, chunk, only_NC)
         logp_NC = z_NC - log_total_N[:, None]
         here_NC = columns_C[None] == targets_N[:, None]
-        pull_NC = by_logprob_N1 + by_entropy_N1 * (logp_NC + entropy_N[:, None])
+        pull_NC = by_logprob_N1
+        if by_entropy_N1 is not None:  # else nothing of the entropy is computed
+            pull_NC += by_entropy_N1 * (logp_NC + entropy_N[:, None])
         by_z_NC = jnp.where(here_NC, by_logprob_N1, 0.0) - jnp.exp(logp_NC) * pull_NC
-        by_z_NC = jnp.where(used_N1 & counted_C[None], by_z_NC, 0.0) / how.temperature
+        by_z_NC = jnp.where(used_N1 & counted_1C, by_z_NC, 0.0) / how.temperature
         if how.softcap is not None:
             capped_NC = z_NC * how.temperature / how.softcap
             by_z_NC = by_z_NC * (1.0 - jnp.square(capped_NC))
@@ -165,7 +174,11 @@ def _backward(how: _How, kept: tuple, grads: tuple[Array, Array]):
     )
 
 
-_fused.defvjp(_forward, _backward)
+def _forward_rule(how: _How, *primals: CustomVJPPrimal):
+    return _forward(how, *(primal.value for primal in primals))
+
+
+_fused.defvjp(_forward_rule, _backward, symbolic_zeros=True)
 
 
 def _chunks(how: _How, vocab: int) -> int:
@@ -186,7 +199,7 @@ def _chunk(
     chunk: Array,
     z_NC: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-    """(logits [N, C], their columns [C], whether no earlier slice had them [C]).
+    """(logits [N, C], their columns [C], whether no earlier slice had them [1, C]).
 
     All slices are equally wide; the last one begins where it ends with the vocabulary.
     Logits that are given are not computed again.
@@ -201,7 +214,9 @@ def _chunk(
         if how.softcap is not None:
             z_NC = how.softcap * jnp.tanh(z_NC / how.softcap)
         z_NC = z_NC / how.temperature
-    return z_NC, columns_C, columns_C >= chunk * width
+    if width == vocab:  # what is known to be true costs nothing
+        return z_NC, columns_C, jnp.ones((1, 1), bool)
+    return z_NC, columns_C, (columns_C >= chunk * width)[None]
 
 
 def _dot(x: Array, y: Array, contracted: tuple) -> Array:
