@@ -1,10 +1,36 @@
 """One place for what every test runs under."""
 
+import os
+import shutil
+import tempfile
+
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Programs that two tests, workers or processes have in common compile once."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        config.stash[CACHE] = tempfile.mkdtemp()
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[CACHE]
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    # jax has read its options when it was imported, above.
+    folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if folder := config.stash.get(CACHE, None):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+CACHE = pytest.StashKey[str]()
 
 
 @pytest.fixture

@@ -168,7 +168,8 @@ def test_a_value_out_of_range_names_its_option(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["quickstart", "sft", "reward_model", "preference", "ppo", "group"]
+    "script",
+    ["quickstart", "sft", "reward_model", "preference", "policy", "online_preference"],
 )
 def test_help_explains_itself(script):
     command = [sys.executable, "-m", f"experiments.{script}", "--help"]

@@ -276,7 +276,7 @@ def test_a_finished_run_has_nothing_to_do(toys, capsys):
 
 def test_same_seed_same_metrics_other_seed_others(toys, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        policy.main(toys.policy(tmp_path / name, seed=seed))
+        sft.main(toys.sft(tmp_path / name, seed=seed))
     assert _metrics(tmp_path / "a") == _metrics(tmp_path / "b")
     assert _metrics(tmp_path / "a") != _metrics(tmp_path / "c")
 
