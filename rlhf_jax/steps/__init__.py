@@ -6,9 +6,10 @@ from rlhf_jax.steps.distillation import (
     distillation_eval,
     distillation_step,
 )
-from rlhf_jax.steps.experience import episode_kl, experience_step, shape_scores
+from rlhf_jax.steps.experience import experience_step, shape_scores
 from rlhf_jax.steps.forward import policy_forward
 from rlhf_jax.steps.iteration import RewardFn, policy_iteration
+from rlhf_jax.steps.objective import episode_kl
 from rlhf_jax.steps.online import online_preference_step
 from rlhf_jax.steps.online_config import ONLINE_PRESETS, OnlinePreferenceConfig
 from rlhf_jax.steps.pairs import (

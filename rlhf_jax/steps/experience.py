@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.masking import last_token_mask, masked_sum, masked_whiten
+from rlhf_jax.masking import last_token_mask, masked_whiten
 from rlhf_jax.ops.advantages import (
     discounted_returns,
     gae_advantages,
@@ -18,6 +18,7 @@ from rlhf_jax.ops.kl import kl_penalized_rewards
 from rlhf_jax.ops.length_penalty import overlong_penalty
 from rlhf_jax.steps.forward import policy_forward
 from rlhf_jax.steps.minibatches import gather
+from rlhf_jax.steps.objective import group_metrics, objective_metrics
 from rlhf_jax.steps.policy_config import GROUPS, PolicyConfig
 from rlhf_jax.steps.state import PolicyState
 from rlhf_jax.types import (
@@ -78,7 +79,7 @@ def experience_step(
     scores = shape_scores(scores, rollout.truncated, config)
     ref_logprobs = _reference(ref_apply_fn, ref_params, rollout, config)
     rewards = _rewards(scores, rollout, ref_logprobs, state.kl_coef, config)
-    metrics = _objective_metrics(rollout, ref_logprobs, rewards, scores, state.kl_coef)
+    metrics = objective_metrics(rollout, ref_logprobs, rewards, scores, state.kl_coef)
     metrics = metrics.reduce(axis_name)
     if config.whiten_rewards:
         rewards = masked_whiten(rewards, mask, shift_mean=False, axis_name=axis_name)
@@ -92,7 +93,7 @@ def experience_step(
         rollout, advantages = _corrected(rollout, policy.logprobs, advantages, config)
     if config.advantage in GROUPS:
         every = gather(scores, axis_name)
-        metrics += _group_metrics(every, config)
+        metrics += group_metrics(every, config)
         if config.skip_equal:
             rollout = _skip_equal(rollout, every, config, axis_name)
     experience = Experience(
@@ -132,12 +133,6 @@ def shape_scores(scores: Array, truncated: Array, config: PolicyConfig) -> Array
     penalty = jnp.float32(config.missing_stop_score)
     penalized = penalty if config.missing_stop == "replace" else scores + penalty
     return jnp.where(truncated, penalized, scores)
-
-
-def episode_kl(rollout: Rollout, ref_logprobs: Array) -> tuple[Array, Array]:
-    """(sum over episodes of Σₜ log π − log π_ref, episodes): nats an episode, by k1."""
-    kl, _ = masked_sum(rollout.logprobs - ref_logprobs, rollout.batch.mask)
-    return kl, jnp.sum(rollout.row >= 0, dtype=jnp.float32)
 
 
 def _reference(
@@ -282,42 +277,3 @@ def _skip_equal(
     taught = _here(taught, mask.shape[0], axis_name)
     batch = dataclasses.replace(rollout.batch, mask=mask & taught[:, None])
     return dataclasses.replace(rollout, batch=batch)
-
-
-def _objective_metrics(
-    rollout: Rollout,
-    ref_logprobs: Array | None,
-    rewards: Array,
-    scores: Array,
-    kl_coef: Array,
-) -> Metrics:
-    """Sums over this device's responses."""
-    mask = rollout.batch.mask
-    neg_logprob, tokens = masked_sum(-rollout.logprobs, mask)
-    others = rewards - jnp.where(last_token_mask(mask), scores[:, None], 0.0)
-    episodes = jnp.sum(rollout.row >= 0, dtype=jnp.float32)
-    per_episode = {
-        "objective/entropy": neg_logprob,
-        "objective/score": jnp.sum(scores),
-        "objective/non_score_reward": jnp.sum(others),
-        "rollout/response_length": tokens,
-        "rollout/ended": jnp.sum(~rollout.truncated),
-    }
-    if ref_logprobs is not None:
-        per_episode["objective/kl"], _ = episode_kl(rollout, ref_logprobs)
-        per_episode["objective/kl_coef"] = kl_coef * episodes
-    return Metrics.of({name: (total, episodes) for name, total in per_episode.items()})
-
-
-def _group_metrics(every: Array, config: PolicyConfig) -> Metrics:
-    """From the scores of the global batch, so there is nothing to reduce."""
-    scores = every.reshape(-1, config.sampling.completions)
-    count = scores.shape[0]
-    equal = jnp.all(scores == scores[:, :1], axis=1)
-    deviation = jnp.std(scores, axis=1, ddof=1)
-    return Metrics.of(
-        {
-            "group/score_std": (jnp.sum(deviation), count),
-            "group/equal": (jnp.sum(equal), count),
-        }
-    )

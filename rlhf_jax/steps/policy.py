@@ -16,9 +16,9 @@ from rlhf_jax.ops.policy_loss import (
 )
 from rlhf_jax.ops.reduction import loss_weights
 from rlhf_jax.ops.value_loss import explained_variance, value_loss
-from rlhf_jax.steps.experience import episode_kl
 from rlhf_jax.steps.forward import policy_forward
 from rlhf_jax.steps.minibatches import gather, in_minibatches
+from rlhf_jax.steps.objective import episode_kl
 from rlhf_jax.steps.policy_config import PolicyConfig
 from rlhf_jax.steps.state import PolicyState, apply_loss
 from rlhf_jax.types import (
