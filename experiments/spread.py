@@ -1,4 +1,4 @@
-"""What a population has come to: mean and spread over seeds, as a table and a picture."""
+"""What a population came to: mean and spread over seeds, a table and a picture."""
 
 from pathlib import Path
 
