@@ -72,6 +72,7 @@ def main(config: Config) -> list[Result]:
     asked = {"seeds": Config.seeds, "algorithms": Config.algorithms}
     same = dataclasses.replace(config, **asked)  # another run may ask for others
     run_dir = create_run_dir(config.run_dir, same, resume=True)
+    keep_compiled(run_dir / "compiled")
     quickstart.write_data(run_dir / "data")
     for seed in config.seeds:
         start = Start(run_dir / f"seed{seed}", seed, config.scale, config.devices)
@@ -88,6 +89,13 @@ def main(config: Config) -> list[Result]:
         names = ", ".join(f"{r['algorithm']} (seed {r['seed']})" for r in failed)
         sys.exit(f"error: failed, see above and table.md: {names}")
     return results
+
+
+def keep_compiled(path: Path) -> None:
+    """What one algorithm or seed compiles is read by the others, and by later runs."""
+    jax.config.update("jax_compilation_cache_dir", str(path.absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def keep(path: Path, find: Callable[..., Result], *args: Any) -> None:

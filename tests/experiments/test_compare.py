@@ -45,6 +45,7 @@ def toy_stages(toys, monkeypatch):
         yield "reward", functools.partial(reward_model.main, judged)
 
     monkeypatch.setattr(quickstart, "stages", stages)
+    monkeypatch.setattr(compare, "keep_compiled", lambda path: None)  # for all tests
     there = toys.root / "data"
     monkeypatch.setattr(quickstart, "write_data", lambda path: path.symlink_to(there))
 
