@@ -219,8 +219,11 @@ def _said(held: _Held, prompts: TokenBatch) -> list[np.ndarray]:
 def _contexts(held: _Held, prompts: TokenBatch, width: int, pad_id: int) -> TokenBatch:
     """What the policy reads next; nothing in rows that have ended."""
     said = _said(held, prompts)
-    asked = [tokens if on else () for tokens, on in zip(said, held.going, strict=True)]
-    return left_padded(asked, length=width, pad_id=pad_id)  # type: ignore[arg-type]
+    asked = [
+        tuple(tokens.tolist()) if on else ()
+        for tokens, on in zip(said, held.going, strict=True)
+    ]
+    return left_padded(asked, length=width, pad_id=pad_id)
 
 
 def _text(tokenizer: Any, tokens: np.ndarray) -> str:

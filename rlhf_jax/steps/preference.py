@@ -1,6 +1,7 @@
 """Training a policy on preferences directly: DPO and its relatives."""
 
 import dataclasses
+import functools
 from typing import get_args
 
 import jax
@@ -18,7 +19,7 @@ from rlhf_jax.ops.preference_options import (
 from rlhf_jax.ops.reference_free_loss import reference_free_loss
 from rlhf_jax.ops.reward_loss import pairwise_accuracy
 from rlhf_jax.steps.forward import both_sides, policy_forward
-from rlhf_jax.steps.state import TrainState, apply_loss
+from rlhf_jax.steps.state import TrainState, apply_loss, cut
 from rlhf_jax.types import (
     ApplyFn,
     Array,
@@ -134,7 +135,12 @@ def preference_step(
     """
     _check(batch, ref_params, reference, ref_apply_fn, config, axis_name)
     if ref_params is not None and ref_apply_fn is not None:
-        reference = reference_logps(ref_params, batch, ref_apply_fn=ref_apply_fn)
+        ask = functools.partial(reference_logps, ref_params, ref_apply_fn=ref_apply_fn)
+        if config.micro_batches == 1:
+            reference = ask(batch)
+        else:  # as many rows at a time as the update has
+            parts = jax.lax.map(ask, cut(batch, config.micro_batches))
+            reference = parts.reshape(-1, *parts.shape[2:])
     elif reference is None:
         reference = jnp.zeros((*batch.weight.shape, 1)[:2] + (2,), jnp.float32)
 
