@@ -10,9 +10,8 @@ final number is the answer, and 0 otherwise. Shao et al. 2024, arXiv:2402.03300.
 import dataclasses
 import itertools
 import json
-import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.optim import OptimConfig
 from rlhf_jax.report import REPORT_FILE
-from rlhf_jax.rewards import final_number_reward
 from rlhf_jax.rundir import create_run_dir, save_json
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import POLICY_PRESETS, KLConfig, PolicyConfig
@@ -105,12 +103,6 @@ def main(config: Config) -> dict[str, float]:
     return results
 
 
-def addition_reward(prompts: Sequence[str], completions: Sequence[str]):
-    """1 where the final number is the sum of the prompt's numbers, else 0."""
-    answers = [str(sum(map(int, re.findall("[0-9]+", prompt)))) for prompt in prompts]
-    return final_number_reward(completions, answers)
-
-
 def write_problems(config: Config) -> None:
     """Distinct problems in random order: held-out ones, GRPO's, each part's of SFT."""
     digits, part = config.digits, config.sft_updates * sft.Config.batch_size
@@ -178,11 +170,12 @@ def fine_tune(config: Config) -> Path:
 
 def grpo(config: Config, began_from: Path) -> policy.Config:
     """The second stage."""
+    problems = data(config.run_dir, "problems")
     return policy.Config(
         config.run_dir / "grpo",
         policy=began_from,
-        reward="experiments.addition:addition_reward",
-        data=data(config.run_dir, "problems"),
+        reward="rlhf_jax.rewards:final_number_reward",
+        data=dataclasses.replace(problems, columns={"completion": "answer"}),
         prompt_length=2 * config.digits + 3,  # with <bos>, + and =
         algorithm=config.algorithm,
         optim=config.optim,

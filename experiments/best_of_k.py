@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_jax.ops import best_of_n_kl, expected_best_of
+from rlhf_jax.rundir import save_json
 from rlhf_jax.terminal import print_table
 
 LABELS = {"score": "reward", "gold": "gold score"}
@@ -28,6 +29,13 @@ def ends(best: Curve) -> dict[str, float]:
     """A completion drawn at random, and the best of all n: the ends of the curve."""
     of = lambda name: {f"{name}/1": best[name][0], f"{name}/n": best[name][-1]}
     return {k: v for name in LABELS if name in best for k, v in of(name).items()}
+
+
+def report(best: Curve, run_dir: Path, prompts: int) -> None:
+    """The curve as numbers, table and picture."""
+    save_json(run_dir / "curve.json", best)
+    show(best, prompts)
+    draw(best, run_dir / "curve.png")
 
 
 def show(best: Curve, prompts: int) -> None:

@@ -22,9 +22,15 @@ import jax
 import numpy as np
 
 from experiments import cli
-from experiments.best_of_k import curve, draw, ends, show
+from experiments.best_of_k import curve, ends, report
 from experiments.inputs import DataConfig, parse_prompts, read_data, tokenize_asked
-from experiments.networks import Networks, fit_to_policy, load_reward, make_networks
+from experiments.networks import (
+    Networks,
+    fit_to_policy,
+    load_reward,
+    make_networks,
+    told_columns,
+)
 from experiments.rollouts import decode, make_scorer
 from experiments.runs import FLOAT32, PretrainedConfig
 from experiments.stages import Stage, load_policy
@@ -43,7 +49,7 @@ from rlhf_jax.rewards import (
     call_reward_function,
     load_reward_function,
 )
-from rlhf_jax.rundir import create_run_dir, save_json
+from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import sample_step
 from rlhf_jax.terminal import progress
@@ -106,8 +112,7 @@ def main(config: Config) -> dict[str, float]:
     config = fit_to_policy(config, policy, config.prompt_length, config.stop_text)
     parse = functools.partial(parse_prompts, prompt_words=config.prompt_words)
     texts = read_data(config.data, parse, seed=config.seed)[0][: config.prompts]
-    key = jax.random.key(config.seed)
-    nets = make_networks(policy, reward, None, None, None, key=key)
+    nets = make_networks(policy, reward, None, None, None, key=jax.random.key(config.seed))
 
     found = list(ask(config, texts, policy, reward, gold, nets, devices))
     join = lambda name: np.concatenate([x.scores[name] for x in found])
@@ -118,9 +123,7 @@ def main(config: Config) -> dict[str, float]:
     rows = demonstrations(texts, completions, scores, ended)
     with (run_dir / "best.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    save_json(run_dir / "curve.json", best)
-    show(best, len(texts))
-    draw(best, run_dir / "curve.png")
+    report(best, run_dir, len(texts))
     print(f"{run_dir}/best.jsonl: {len(rows)} of {len(texts)} prompts, as --data.path")
     return {"kl": best["kl"][-1], "kept": len(rows)} | ends(best)
 
@@ -140,6 +143,7 @@ def ask(
     prompts = tokenize_asked(
         texts, tokenizer, max_prompt_length=length, too_long=config.data.too_long
     )
+    reward, gold = (told_columns(r, prompts, tokenizer) for r in (reward, gold))
     collate = functools.partial(collate_prompts, length=length, pad_id=pad)
     params, judge = replicate((policy.params, nets.judge), devices)
     score = make_scorer(reward, judge, config.reward_kind, tokenizer, devices)

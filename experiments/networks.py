@@ -10,6 +10,8 @@ import jax
 
 from experiments.runs import PretrainedConfig, split_params
 from experiments.stages import Stage, choose_label, load_stage, pad_id
+from rlhf_jax.data import Prompt
+from rlhf_jax.data.records import TokenIds
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import (
     ActorCritic,
@@ -30,6 +32,7 @@ from rlhf_jax.rewards import (
     load_reward_function,
     normalize_scores,
     sequence_scores,
+    with_columns,
 )
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.steps import PolicyConfig, TrainState
@@ -90,6 +93,16 @@ def load_reward(
             "model's reward is its score, a classifier's its logit or probability"
         )
     return judge if kind == "score" else choose_label(judge, label)
+
+
+def told_columns(reward: Any, prompts: list[Prompt[TokenIds]], tokenizer: Any) -> Any:
+    """A function with the other columns of the prompts; what is none stays as it is."""
+    if not callable(reward):
+        return reward
+    ids = [list(row.prompt) for row in prompts]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)  # as `decode` does
+    rows = zip(texts, prompts, strict=True)
+    return with_columns(reward, [Prompt(x, r.origin, r.columns) for x, r in rows])
 
 
 def choose_critic(

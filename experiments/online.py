@@ -14,13 +14,22 @@ from experiments.inputs import (
     read_prompts,
     tokenize_imitation,
 )
-from experiments.networks import Algorithm, fit_to_policy, load_reward
+from experiments.networks import (
+    Algorithm,
+    fit_to_policy,
+    load_reward,
+    told_columns,
+)
 from experiments.runs import RunConfig
 from experiments.stages import Stage, load_policy, pad_id
 from rlhf_jax.models import CacheDType
 from rlhf_jax.optim import OptimConfig
 from rlhf_jax.parallel import Devices, shard
-from rlhf_jax.rewards import RewardFunction, ScoreKind, load_reward_function
+from rlhf_jax.rewards import (
+    RewardFunction,
+    ScoreKind,
+    load_reward_function,
+)
 from rlhf_jax.types import TokenBatch
 
 
@@ -32,7 +41,8 @@ class OnlineConfig(RunConfig):
     """The policy to start from, which stays the reference: run directory, checkpoint of
     transformers or hub id."""
     reward: str = "runs/reward"
-    """A reward model: run directory or checkpoint; or a function, module:function."""
+    """A reward model: run directory or checkpoint; or a function, module:function, of
+    prompts, completions and the prompts' other columns."""
     reward_kind: ScoreKind = "score"
     """What of a reward model is the reward; logit or probability for classifiers."""
     reward_label: str | None = None
@@ -81,7 +91,6 @@ def read(config: OnlineConfig, algorithm: Algorithm) -> Given[Algorithm]:
     policy = load_policy(config.policy, config.pretrained)
     judged_by = config.reward, config.reward_kind, policy, config.pretrained
     reward = load_reward(*judged_by, config.reward_label)
-    gold = None if config.gold is None else load_reward_function(config.gold)
     algorithm = fit_to_policy(algorithm, policy, config.prompt_length, config.stop_text)
     prompts = read_prompts(
         config.data,
@@ -90,6 +99,9 @@ def read(config: OnlineConfig, algorithm: Algorithm) -> Given[Algorithm]:
         lengths=(*config.prompt_buckets, config.prompt_length),
         seed=config.seed,
     )
+    known = prompts.learned + prompts.held_out, policy.tokenizer
+    gold = None if config.gold is None else load_reward_function(config.gold)
+    reward, gold = told_columns(reward, *known), told_columns(gold, *known)
     completions = algorithm.sampling.completions
     loader = prompts.loader(config.batch_size // completions, seed=config.seed)
     asked = prompts.held_out_batch(config.eval_samples // completions)

@@ -174,7 +174,7 @@ def tokenize_conversation_prompts(
                 f"max_prompt_length={max_prompt_length}; raise it, or shorten or "
                 f"remove the row"
             )
-        tokenized.append(Prompt(ids, conversation.origin))
+        tokenized.append(Prompt(ids, conversation.origin, conversation.columns))
     return tokenized
 
 

@@ -20,6 +20,7 @@ class Conversation:
 
     messages: tuple[Message, ...]
     origin: str = field(default="", compare=False)  # source:line, for messages
+    columns: dict[str, Any] = field(default_factory=dict, compare=False)  # the others
 
 
 def conversations(rows: Iterable[Row]) -> list[Conversation]:
@@ -77,10 +78,10 @@ def conversation_prompts(rows: Iterable[Row]) -> list[Conversation]:
     """Rows whose ``prompt`` is a list of messages, to be answered. No reference.
 
     Args:
-      rows: rows as ``read_rows`` gives them; other columns are left alone.
+      rows: rows as ``read_rows`` gives them.
 
     Returns:
-      One conversation a row, in order.
+      One conversation a row, in order, with the row's other columns.
 
     Raises:
       DataError: the column is missing, or ``check_messages`` finds fault with it.
@@ -93,7 +94,8 @@ def conversation_prompts(rows: Iterable[Row]) -> list[Conversation]:
     for row in rows:
         messages: Any = row.values.get("prompt")
         check_messages(messages, f"{row.origin}: prompt", last=("user", "tool"))
-        found.append(Conversation(tuple(messages), row.origin))
+        columns = {k: v for k, v in row.values.items() if k != "prompt"}
+        found.append(Conversation(tuple(messages), row.origin, columns))
     return found
 
 

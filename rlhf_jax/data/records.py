@@ -26,6 +26,7 @@ class Prompt(Generic[Text]):
 
     prompt: Text
     origin: str = field(default="", compare=False)  # source:line, for messages
+    columns: dict[str, Any] = field(default_factory=dict, compare=False)  # the others
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def prompts(
         beginning of ``text``, or all of a text that has fewer.
 
     Returns:
-      One prompt a row, in order.
+      One prompt a row, in order, with the row's other columns.
 
     Raises:
       DataError: the column is missing, not text or empty.
@@ -116,7 +117,7 @@ def prompts(
     'A warm,'
     """
     if prompt_words is None:
-        return [Prompt(_text(row, "prompt"), row.origin) for row in rows]
+        return [Prompt(_text(row, "prompt"), *_rest(row, "prompt")) for row in rows]
     if prompt_words < 1:
         raise ValueError(f"prompt_words is {prompt_words}; expected None or at least 1")
     words = re.compile(rf"(?:\s*\S+){{1,{prompt_words}}}")
@@ -125,8 +126,13 @@ def prompts(
         first = words.match(_text(row, "text"))
         if first is None:
             raise _error(row, "text", "at least one word", "white space")
-        found.append(Prompt(first.group(), row.origin))
+        found.append(Prompt(first.group(), *_rest(row, "text")))
     return found
+
+
+def _rest(row: Row, column: str) -> tuple[str, dict[str, Any]]:
+    """Where a row stands, and its other columns."""
+    return row.origin, {k: v for k, v in row.values.items() if k != column}
 
 
 def preferences(rows: Iterable[Row]) -> list[Preference[str]]:

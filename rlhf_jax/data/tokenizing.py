@@ -69,7 +69,7 @@ def tokenize_prompts(
             )
         limit = ("max_prompt_length", max_prompt_length)
         prompt, cut = _fit(begin, ids, max_prompt_length, too_long, name, limit)
-        tokenized.append(Prompt(prompt, example.origin))
+        tokenized.append(Prompt(prompt, example.origin, example.columns))
         num_cut += cut
     return tokenized, num_cut
 

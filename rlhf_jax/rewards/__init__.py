@@ -1,5 +1,6 @@
 """r(x, y): learned models and Python functions."""
 
+from rlhf_jax.rewards.columns import with_columns
 from rlhf_jax.rewards.combine import CombinedRewards, combine_rewards
 from rlhf_jax.rewards.functions import (
     RewardFunction,
@@ -43,4 +44,5 @@ __all__ = [
     "overlong_reward",
     "repetition_reward",
     "sequence_scores",
+    "with_columns",
 ]

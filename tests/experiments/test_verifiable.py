@@ -65,11 +65,6 @@ def test_there_are_only_so_many_sums(tmp_path):
         addition.main(config)
 
 
-def test_sums_are_told_from_their_problems():
-    prompts, completions = ["2+2=", "17+5=", "0+0="], ["4", "21", "0"]
-    assert addition.addition_reward(prompts, completions) == [1.0, 0.0, 1.0]
-
-
 def test_calculator_in_two_stages(tmp_path, capsys):
     config = calculator.Config(
         tmp_path,

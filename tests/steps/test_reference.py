@@ -58,9 +58,11 @@ def test_hard_updates_copy_after_every_so_many():
     expected = [start, *[_logits(policies[1])] * 2, _logits(policies[3])]
     for found, wanted in zip(references, expected, strict=True):
         np.testing.assert_array_equal(_logits(found), wanted)
-    # Where policy and reference are the same, nothing leads.
-    margins = [found["preference/margin"] for found in metrics]
-    assert margins[0] == margins[2] == 0 and min(margins[1], margins[3]) > 0
+    # Where policy and reference are the same, nothing leads, but for rounding: their
+    # log-probs come from two programs, of which one has a backward pass.
+    margins = [float(found["preference/margin"]) for found in metrics]
+    np.testing.assert_allclose(margins[::2], 0, atol=1e-7)
+    assert min(margins[1::2]) > 1e-4
 
 
 def test_an_update_is_that_of_the_step_with_the_reference_before():
