@@ -60,11 +60,13 @@ class Config:
     """The network."""
     sft_optim: OptimConfig = OptimConfig(1e-3, schedule="constant", warmup=20)
     """Optimiser of SFT, which begins anew with each part."""
+    sft_batch_size: int = 256
+    """Sums an update."""
     sft_updates: int = 50
     """Updates a part; each demonstration is seen once."""
     sft_parts: int = 40
     """Most parts."""
-    sft_loss: float = 0.3
+    sft_loss: float = 0.25
     """Held-out loss, in nats a token, at which SFT stops, at the end of a part."""
     algorithm: PolicyConfig = GRPO
     """The algorithm."""
@@ -105,7 +107,7 @@ def main(config: Config) -> dict[str, float]:
 
 def write_problems(config: Config) -> None:
     """Distinct problems in random order: held-out ones, GRPO's, each part's of SFT."""
-    digits, part = config.digits, config.sft_updates * sft.Config.batch_size
+    digits, part = config.digits, config.sft_updates * config.sft_batch_size
     sizes = {"held_out": config.held_out, "problems": config.problems}
     sizes |= {f"part{i}": part for i in range(config.sft_parts)}
     pairs = distinct_pairs(0, 10**digits, sum(sizes.values()), config.seed)
@@ -153,6 +155,7 @@ def fine_tune(config: Config) -> Path:
             policy=newest,
             model=config.model,
             optim=config.sft_optim,
+            batch_size=config.sft_batch_size,
             epochs=1,
             seed=config.seed,
             devices=config.devices,

@@ -112,11 +112,12 @@ def main(config: Config) -> dict[str, float]:
     config = fit_to_policy(config, policy, config.prompt_length, config.stop_text)
     parse = functools.partial(parse_prompts, prompt_words=config.prompt_words)
     texts = read_data(config.data, parse, seed=config.seed)[0][: config.prompts]
-    nets = make_networks(policy, reward, None, None, None, key=jax.random.key(config.seed))
+    nets = make_networks(
+        policy, reward, None, None, None, key=jax.random.key(config.seed)
+    )
 
     found = list(ask(config, texts, policy, reward, gold, nets, devices))
-    join = lambda name: np.concatenate([x.scores[name] for x in found])
-    scores = {name: join(name) for name in found[0].scores}
+    scores = {n: np.concatenate([x.scores[n] for x in found]) for n in found[0].scores}
     completions = [text for x in found for text in x.completions]
     ended = np.concatenate([x.ended for x in found])
     best = curve(scores, config.sampling.completions)

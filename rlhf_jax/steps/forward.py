@@ -10,6 +10,7 @@ from rlhf_jax.ops.logprobs import align_to_tokens, token_entropy, token_logprobs
 from rlhf_jax.types import (
     ApplyFn,
     Array,
+    ModelOutput,
     Params,
     PolicyOutput,
     PreferenceBatch,
@@ -51,6 +52,17 @@ def policy_forward(
     [[0.0, -1.3899999856948853, -1.3899999856948853]]
     """
     output = apply_fn(params, batch)
+    return policy_view(output, batch, temperature=temperature, kept=kept)
+
+
+def policy_view(
+    output: ModelOutput,
+    batch: TokenBatch,
+    *,
+    temperature: float,
+    kept: Array | None = None,
+) -> PolicyOutput:
+    """`policy_forward` of what the network has said already."""
     values = None if output.values is None else align_to_tokens(output.values)
     if output.readout is not None and kept is None:
         hidden, unembed, softcap = output.readout

@@ -67,10 +67,13 @@ def _xpo_terms(
     config: OnlinePreferenceConfig,
 ) -> tuple[Array, Array, Metrics]:
     weight = part.pairs.weight
-    sums, counts = (x[:, 0] for x in pair_logps(apply_fn, params, part.pairs))
+    found = pair_logps(
+        apply_fn, params, part.pairs, weighted=config.preference.weighted
+    )
+    found = jax.tree.map(lambda x: x[:, 0], found)
     reference = part.reference[:, 0]
-    terms, metrics = pair_terms(sums, counts, reference, weight, config.preference)
-    bonus = xpo_bonus(of_side(sums, part.first_chosen, 1), alpha=config.xpo_coef)
+    terms, metrics = pair_terms(found, reference, weight, config.preference)
+    bonus = xpo_bonus(of_side(found.sums, part.first_chosen, 1), alpha=config.xpo_coef)
     total, _ = masked_sum((terms + bonus) * weight, weight > 0)
     of_bonus = Metrics.of({"xpo/bonus": masked_sum(bonus, weight > 0)})
     return total, jnp.sum(weight), metrics + of_bonus

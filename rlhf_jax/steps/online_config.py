@@ -51,6 +51,11 @@ class OnlinePreferenceConfig:
             raise UserError(
                 f"xpo_coef = {self.xpo_coef}: it is for the loss of a pair of kind dpo"
             )
+        if self.preference.ld_alpha != 1:
+            raise UserError(
+                f"preference.ld_alpha = {self.preference.ld_alpha}: expected 1, it is "
+                "for pairs that are given"
+            )
         if self.loss == "nash_md" and self.sampling.temperature != 1:
             raise UserError(
                 f"sampling.temperature = {self.sampling.temperature}: expected 1 for "

@@ -1,24 +1,26 @@
 """Training a policy on preferences directly: DPO and its relatives."""
 
-import dataclasses
 import functools
-from typing import get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.errors import UserError
 from rlhf_jax.masking import masked_sum
 from rlhf_jax.ops.preference_loss import implicit_reward, preference_loss
-from rlhf_jax.ops.preference_options import (
-    Divergence,
-    PreferenceKind,
-    ReferenceFreeKind,
-    complaint,
+from rlhf_jax.ops.preference_weights import (
+    length_desensitized_logps,
+    on_policy_weight,
 )
 from rlhf_jax.ops.reference_free_loss import reference_free_loss
 from rlhf_jax.ops.reward_loss import pairwise_accuracy
-from rlhf_jax.steps.forward import both_sides, policy_forward
+from rlhf_jax.steps.forward import both_sides, policy_view
+from rlhf_jax.steps.preference_config import (
+    OF_MEANS,
+    OF_RANKS,
+    REFERENCE_FREE,
+    PreferenceConfig,
+)
 from rlhf_jax.steps.state import TrainState, apply_loss, cut
 from rlhf_jax.types import (
     ApplyFn,
@@ -28,67 +30,6 @@ from rlhf_jax.types import (
     PreferenceBatch,
     join_params,
 )
-
-REFERENCE_FREE = get_args(ReferenceFreeKind)
-OF_MEANS = ("simpo", "orpo")  # log-probs a token, not a completion
-OF_RANKS = ("aot", "aot_unpaired")  # rows depend on one another
-
-
-@dataclasses.dataclass(frozen=True)
-class PreferenceConfig:
-    """Preference optimisation without a reward model (arXiv:2305.18290, 2310.12036).
-
-    Raises:
-      UserError: a value that no training can have; the message names the option.
-
-    >>> PreferenceConfig(label_smoothing=0.1).beta
-    0.1
-    """
-
-    kind: PreferenceKind | ReferenceFreeKind = "dpo"
-    """The loss of a pair: of `ops.preference_loss` or `ops.reference_free_loss`."""
-    beta: float = 0.1
-    """How strongly the policy is held to the reference; τ of IPO, λ of ORPO."""
-    label_smoothing: float | None = None
-    """Share of pairs believed to be labelled the wrong way round; dpo (cDPO), robust,
-    exo, aot. None: 0.001 for exo, else 0."""
-    tau: float | None = None
-    """τ of discopop. None: 0.05."""
-    divergence: Divergence = "reverse_kl"
-    """What holds the policy to the reference, for dpo, ipo, hinge, robust, exo,
-    discopop."""
-    alpha: float | None = None
-    """α of the divergence alpha. None: ½."""
-    gamma: float | None = None
-    """The lead that simpo asks for, in score units. None: ½."""
-    nll_coef: float = 0.0
-    """Weight of the mean of −log π over the tokens of the chosen completion, which is
-    part of ORPO (where it is 1), CPO and SLiC-HF."""
-    micro_batches: int = 1
-    """Parts of an update's rows on a device, computed one after the other."""
-
-    def __post_init__(self):
-        wrong = complaint(
-            self.kind,
-            get_args(PreferenceKind) + REFERENCE_FREE,
-            beta=self.beta,
-            label_smoothing=self.label_smoothing,
-            tau=self.tau,
-            divergence=self.divergence,
-            alpha=self.alpha,
-            gamma=self.gamma,
-        )
-        if wrong:
-            raise UserError(wrong)
-        if not self.nll_coef >= 0:
-            raise UserError(f"nll_coef = {self.nll_coef}: expected 0 or more")
-        if self.micro_batches < 1:
-            raise UserError(f"micro_batches = {self.micro_batches}: expected 1 or more")
-        if self.kind in OF_RANKS and self.micro_batches > 1:
-            raise UserError(
-                f"micro_batches = {self.micro_batches}: expected 1 for {self.kind}, "
-                "which ranks the pairs of the whole batch"
-            )
 
 
 def preference_step(
@@ -106,8 +47,10 @@ def preference_step(
 
     ℓ is ``preference_loss`` or ``reference_free_loss``, where the papers are named, NLL
     the negative log-likelihood a token of the chosen completion. A log-prob is the sum
-    over the completion's tokens, for ipo too, and the mean for simpo and orpo. Chosen
-    and rejected go through a network in one call. ``batch.margin`` has no part.
+    over the completion's tokens, for ipo too, and the mean for simpo and orpo; with
+    ``ld_alpha`` a weighted sum (`length_desensitized_logps`). With ``weighted``, ℓᵢ is
+    multiplied by both sides' `on_policy_weight`, not the divisor. Chosen and rejected
+    go through a network in one call. ``batch.margin`` has no part.
 
     A reference that never changes is better asked once, before training: hand its
     ``reference_logps`` in, instead of its parameters. With one that follows the policy
@@ -135,7 +78,12 @@ def preference_step(
     """
     _check(batch, ref_params, reference, ref_apply_fn, config, axis_name)
     if ref_params is not None and ref_apply_fn is not None:
-        ask = functools.partial(reference_logps, ref_params, ref_apply_fn=ref_apply_fn)
+        ask = functools.partial(
+            reference_logps,
+            ref_params,
+            ref_apply_fn=ref_apply_fn,
+            ld_alpha=config.ld_alpha,
+        )
         if config.micro_batches == 1:
             reference = ask(batch)
         else:  # as many rows at a time as the update has
@@ -146,10 +94,16 @@ def preference_step(
 
     def loss_fn(params, part):
         pairs, reference = part
-        sums, counts = pair_logps(state.apply_fn, join_params(frozen, params), pairs)
+        found = pair_logps(
+            state.apply_fn,
+            join_params(frozen, params),
+            pairs,
+            ld_alpha=config.ld_alpha,
+            weighted=config.weighted,
+        )
         weight = pairs.weight.ravel()
-        sums, counts, reference = (x.reshape(-1, 2) for x in (sums, counts, reference))
-        terms, metrics = pair_terms(sums, counts, reference, weight, config)
+        found, reference = jax.tree.map(lambda x: x.reshape(-1, 2), (found, reference))
+        terms, metrics = pair_terms(found, reference, weight, config)
         total, _ = masked_sum(terms * weight, weight > 0)
         return total, jnp.sum(weight), metrics
 
@@ -163,7 +117,11 @@ def preference_step(
 
 
 def reference_logps(
-    ref_params: Params, batch: PreferenceBatch, *, ref_apply_fn: ApplyFn
+    ref_params: Params,
+    batch: PreferenceBatch,
+    *,
+    ref_apply_fn: ApplyFn,
+    ld_alpha: float = 1.0,
 ) -> Array:
     """The log-probs of pairs under the reference policy: log π_ref(y | x). No paper.
 
@@ -173,38 +131,62 @@ def reference_logps(
       ref_params: of the reference policy; no gradient goes there.
       batch: [B, T] pairs, S of them in a row; S = 1 where they are not packed.
       ref_apply_fn: the reference policy.
+      ld_alpha: that of the ``PreferenceConfig``.
 
     Returns:
       [B, S, 2] float32 nats, chosen first; 0 where a row has no such pair.
     """
-    sums, _ = pair_logps(ref_apply_fn, ref_params, batch)
-    return jax.lax.stop_gradient(sums)
+    found = pair_logps(ref_apply_fn, ref_params, batch, ld_alpha=ld_alpha)
+    return jax.lax.stop_gradient(found.sums)
+
+
+class PairLogps(NamedTuple):
+    """What a policy thinks of pairs; each [B, S, 2], chosen first."""
+
+    sums: (
+        Array  # Σ log π of the unmasked tokens, less of those at the end with ld_alpha
+    )
+    counts: Array  # how many these tokens are
+    own: Array | None  # how much the completion is the policy's own; None: not asked
 
 
 def pair_logps(
-    apply_fn: ApplyFn, params: Params, pairs: PreferenceBatch
-) -> tuple[Array, Array]:
-    """Two [B, S, 2], chosen first: Σ log π of the unmasked tokens, and their number."""
+    apply_fn: ApplyFn,
+    params: Params,
+    pairs: PreferenceBatch,
+    *,
+    ld_alpha: float = 1.0,
+    weighted: bool = False,
+) -> PairLogps:
+    """Log-probs of both sides of pairs, in one call of the network."""
     both, segments = both_sides(pairs)
-    policy = policy_forward(apply_fn, params, both, temperature=1.0)
+    output = apply_fn(params, both)
     owned = segments & both.mask[:, None]
-    sums = jnp.sum(jnp.where(owned, policy.logprobs[:, None], 0.0), axis=2)
-    counts = jnp.sum(owned, axis=2, dtype=jnp.float32)
-    chosen_first = lambda x: jnp.stack(jnp.split(x, 2), axis=2)
-    return chosen_first(sums), chosen_first(counts)
+    rows, segments, width = owned.shape
+    of_each = lambda x: jnp.repeat(x, segments, axis=0)  # [2B, T] -> [2B·S, T]
+    logprobs = of_each(policy_view(output, both, temperature=1.0).logprobs)
+    owned, own = owned.reshape(-1, width), None
+    others = jnp.roll(owned, len(owned) // 2, axis=0)  # the rejected follow the chosen
+    sums = length_desensitized_logps(logprobs, owned, others, alpha=ld_alpha)
+    if weighted:
+        # log Σ π² = 2 log π − log π′, where π′ is the policy at temperature ½.
+        output = jax.lax.stop_gradient(output)
+        sharper = of_each(policy_view(output, both, temperature=0.5).logprobs)
+        own = on_policy_weight(logprobs, 2.0 * logprobs - sharper, owned)
+    counts = jnp.sum(owned, axis=1, dtype=jnp.float32)
+    chosen_first = lambda x: jnp.stack(jnp.split(x.reshape(rows, segments), 2), axis=2)
+    return jax.tree.map(chosen_first, PairLogps(sums, counts, own))
 
 
 def pair_terms(
-    logps: Array,
-    counts: Array,
-    reference: Array,
-    weight: Array,
-    config: PreferenceConfig,
+    found: PairLogps, reference: Array, weight: Array, config: PreferenceConfig
 ) -> tuple[Array, Metrics]:
     """Losses of the pairs from arrays [B, 2], chosen first; and their metrics."""
-    means = logps / jnp.maximum(counts, 1.0)
-    logps = means if config.kind in OF_MEANS else logps
+    means = found.sums / jnp.maximum(found.counts, 1.0)
+    logps = means if config.kind in OF_MEANS else found.sums
     terms = _losses(logps, reference, weight > 0, config)
+    if found.own is not None:
+        terms = terms * jnp.prod(found.own, axis=1)
     if config.nll_coef:
         terms = terms - config.nll_coef * means[:, 0]
     better, worse = (
@@ -217,6 +199,8 @@ def pair_terms(
         "preference/chosen_logps": logps[:, 0],
         "preference/rejected_logps": logps[:, 1],
     }
+    if found.own is not None:
+        of_pairs["preference/own"] = jnp.prod(found.own, axis=1)
     means_of = {name: masked_sum(x, counted) for name, x in of_pairs.items()}
     return terms, Metrics.of({"preference/loss": (loss, jnp.sum(weight))} | means_of)
 

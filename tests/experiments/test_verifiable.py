@@ -32,6 +32,7 @@ def test_addition_in_two_stages(tmp_path, capsys):
         problems=16,
         held_out=4,
         model=TOY,
+        sft_batch_size=64,
         sft_updates=1,
         sft_parts=2,
         sft_loss=6.0,  # less than that of no part at all, more than the first's

@@ -249,6 +249,7 @@ def test_devices_change_nothing(preset):
             "of a pair of kind dpo",
         ),
         ({"xpo_coef": 1.0, "loss": "nash_md"}, "of a pair of kind dpo"),
+        ({"preference": PreferenceConfig(ld_alpha=0.5)}, "ld_alpha = 0.5: expected 1"),
         (
             {
                 "sampling": dataclasses.replace(SAMPLING, temperature=0.7),

@@ -20,6 +20,8 @@ CONFIGS = {
     "dpo": PreferenceConfig(beta=0.5),
     "cdpo": PreferenceConfig(beta=0.5, label_smoothing=0.2),
     "ipo": PreferenceConfig(kind="ipo", beta=0.5),
+    "ld_dpo": PreferenceConfig(beta=0.5, ld_alpha=0.3),
+    "wpo": PreferenceConfig(beta=0.5, weighted=True),
 }
 every_kind = pytest.mark.parametrize("kind", CONFIGS)
 
@@ -76,17 +78,33 @@ def _step(kind, ref_apply_fn=tabular_policy):
     )
 
 
-def oracle(kind, logits, ref_logits, pairs):
-    """The loss and its metrics: float64, one token of one pair at a time."""
+def oracle(kind, logits, ref_logits, pairs, now=None):
+    """The loss and its metrics: float64, one token of one pair at a time.
+
+    ``now`` are the logits through which no gradient goes.
+    """
     config = CONFIGS[kind]
+    now = np.asarray(logits if now is None else now, np.float64)
 
     def logp(logits, side, b):
-        z, total = np.asarray(logits, np.float64), 0.0
+        z, total, seen = np.asarray(logits, np.float64), 0.0, 0
+        shorter = min(s.mask[b].sum() for s in (pairs.chosen, pairs.rejected))
         for t in range(1, side.tokens.shape[1]):
             if side.mask[b, t]:
                 before, token = side.tokens[b, t - 1], side.tokens[b, t]
-                total += z[before, token] - np.log(np.sum(np.exp(z[before])))
+                logp = z[before, token] - np.log(np.sum(np.exp(z[before])))
+                total += logp * (1 if seen < shorter else config.ld_alpha)
+                seen += 1
         return total
+
+    def own(side, b):
+        excess = []
+        for t in range(1, side.tokens.shape[1]):
+            if side.mask[b, t]:
+                p = np.exp(now[side.tokens[b, t - 1]])
+                p /= p.sum()
+                excess.append(np.log(p[side.tokens[b, t]] / np.sum(p**2)))
+        return np.exp(np.mean(excess))
 
     rows = []
     for b, weight in enumerate(np.asarray(pairs.weight, np.float64)):
@@ -100,10 +118,16 @@ def oracle(kind, logits, ref_logits, pairs):
         loss = -(1 - eps) * np.log(win) - eps * np.log(1 - win)
         if kind == "ipo":
             loss = (delta - 1 / (2 * config.beta)) ** 2
+        factor = own(pairs.chosen, b) * own(pairs.rejected, b)
+        if config.weighted:
+            loss *= factor
         right = (1 + np.sign(delta)) / 2
-        rows.append((weight, loss, right, config.beta * delta, chosen, rejected))
+        found = (right, config.beta * delta, chosen, rejected, factor)
+        rows.append((weight, loss, *found))
     weight, loss, *rest = np.array(rows).T
-    names = ("accuracy", "margin", "chosen_logps", "rejected_logps")
+    names = ("accuracy", "margin", "chosen_logps", "rejected_logps", "own")
+    if not config.weighted:
+        names, rest = names[:-1], rest[:-1]
     means = {f"preference/{n}": x.mean() for n, x in zip(names, rest, strict=True)}
     return {"preference/loss": np.sum(weight * loss) / np.sum(weight)} | means
 
@@ -148,8 +172,8 @@ def test_gradient_equals_finite_differences_of_the_oracle(kind):
         for h in (1e-5, -1e-5):
             moved = logits.copy()
             moved[index] += h
-            loss = oracle(kind, moved, reference["logits"], pairs)["preference/loss"]
-            sides.append(loss)
+            found = oracle(kind, moved, reference["logits"], pairs, now=logits)
+            sides.append(found["preference/loss"])
         numeric = (sides[0] - sides[1]) / 2e-5
         assert gradient[index] == pytest.approx(numeric, rel=1e-4, abs=1e-6)
 
@@ -272,6 +296,9 @@ def test_one_compilation_serves_all_updates():
         {"label_smoothing": 0.5},
         {"label_smoothing": -0.1},
         {"kind": "ipo", "label_smoothing": 0.1},
+        {"ld_alpha": 1.5},
+        {"kind": "simpo", "ld_alpha": 0.5},
+        {"kind": "aot", "weighted": True},
     ],
 )
 def test_config_names_the_option(options):

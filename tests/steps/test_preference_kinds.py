@@ -149,13 +149,27 @@ def test_gradient_equals_finite_differences_of_the_oracle(name):
         assert gradient[index] == pytest.approx(numeric, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["aot", "nca", "simpo", "orpo"])
-def test_packed_rows_change_nothing(name):
+OF_TOKENS = PreferenceConfig(beta=0.5, ld_alpha=0.3, weighted=True)
+
+
+@pytest.mark.parametrize(
+    "config", [*map(config, ["aot", "nca", "simpo", "orpo"]), OF_TOKENS]
+)
+def test_packed_rows_change_nothing(config):
     """A packed row has places for pairs that are not there: they have no rank."""
     alone = jax.tree.map(lambda x: x[4:], pairs())  # those with a weight
     assert np.all(alone.weight > 0)
-    packed = referred(config(name), pairs(packed=True))
-    assert_same(packed, referred(config(name), alone))
+    packed = referred(config, pairs(packed=True))
+    assert_same(packed, referred(config, alone))
+
+
+def test_a_reference_asked_before_counts_tokens_alike():
+    apply_fn, params = network("policy", table=True, seed=2)
+    ask = functools.partial(reference_logps, params, pairs(), ref_apply_fn=apply_fn)
+    within = referred(OF_TOKENS, pairs())
+    assert_same(updated(OF_TOKENS, pairs(), reference=ask(ld_alpha=0.3)), within)
+    with pytest.raises(AssertionError):
+        assert_same(updated(OF_TOKENS, pairs(), reference=ask()), within)
 
 
 @pytest.mark.parametrize("packed", [False, True])
