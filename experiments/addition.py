@@ -41,7 +41,7 @@ MODEL = TransformerConfig(
 )
 SAMPLING = SamplingConfig(max_new_tokens=6, completions=8)
 GRPO = POLICY_PRESETS["grpo"](SAMPLING)
-GRPO = dataclasses.replace(GRPO, kl=KLConfig(coef=0.0), minibatches=2)
+GRPO = dataclasses.replace(GRPO, kl=KLConfig(coef=0.0), minibatches=4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Config:
     """Updates a part; each demonstration is seen once."""
     sft_parts: int = 40
     """Most parts."""
-    sft_loss: float = 0.25
+    sft_loss: float = 0.35
     """Held-out loss, in nats a token, at which SFT stops, at the end of a part."""
     algorithm: PolicyConfig = GRPO
     """The algorithm."""

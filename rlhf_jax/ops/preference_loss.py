@@ -73,7 +73,8 @@ def preference_loss(
         for ipo and sppo 1/nats.
       label_smoothing: ε, 0 ≤ ε < ½, for dpo, robust, exo, aot: the share of pairs whose
         label is believed to be the wrong way round. None: 0.001 for exo, else 0.
-      tau: τ > 0, for discopop, in score units. None: 0.05.
+      tau: τ > 0, for discopop, in score units. None: 0.05, the paper's; below 0.102
+        the loss rises with Δ where Δ = 0, where a policy that is its reference begins.
       divergence: f.
       alpha: α of the divergence alpha, 0 < α < 1: near 0 it is the reverse, near 1 the
         forward KL. None: ½.

@@ -35,7 +35,7 @@ class PreferenceConfig:
     """Share of pairs believed to be labelled the wrong way round; dpo (cDPO), robust,
     exo, aot. None: 0.001 for exo, else 0."""
     tau: float | None = None
-    """τ of discopop. None: 0.05."""
+    """τ of discopop. None: 0.05; `preference_loss` says what less than 0.102 does."""
     divergence: Divergence = "reverse_kl"
     """What holds the policy to the reference, for dpo, ipo, hinge, robust, exo,
     discopop."""
