@@ -14,6 +14,7 @@ them and the policy starts from scratch.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ class Config(RunConfig):
     """Passes over the demonstrations."""
     eval_every: int = 100
     """Updates between evaluations."""
+    stop_loss: float | None = None
+    """Stops at the first evaluation with a loss no greater; none runs to the end."""
     log_every: int = 10
     """Updates between lines of metrics."""
 
@@ -142,20 +145,27 @@ def main(config: Config) -> dict[str, float]:
         step = lambda batch: eval_step(state.params, shard(batch, devices), frozen)
         return eval_names(held_out_metrics(step, data, config.batch_size))
 
+    low = -math.inf if config.stop_loss is None else config.stop_loss
     start = restored or 0
-    if start == total:
-        print(f"{run_dir}: nothing to do ({total}/{total} updates)")
+    evaluated = start > 0 and due(start, config.eval_every, total)
+    if start == total or (evaluated and evaluate()["sft/eval_loss"] <= low):
+        print(f"{run_dir}: nothing to do ({start}/{total} updates)")
         return evaluate()
     every = config.log_every
     with run_log("SFT", config, total, restored, every, loss="sft/loss") as log:
         for step in range(start + 1, total + 1):
             state, metrics = train_step(state, shard(next(loader), devices), frozen)
             log.add(step, metrics, tokens=config.batch_size * data.length)
+            enough = False
             if log.pending and due(step, config.eval_every, total):
-                log.also(evaluate())
-            if due(step, config.save_every, total):
+                log.also(found := evaluate())
+                enough = found["sft/eval_loss"] <= low
+            if enough or due(step, config.save_every, total):
                 log.flush()
                 save_state(run_dir, step, state, loader)
+            if enough:
+                print(f"{run_dir}: loss {low} reached ({step}/{total} updates)")
+                break
     write_report(run_dir)
     return evaluate()
 

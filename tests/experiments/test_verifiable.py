@@ -32,10 +32,9 @@ def test_addition_in_two_stages(tmp_path, capsys):
         problems=16,
         held_out=4,
         model=TOY,
-        sft_batch_size=64,
-        sft_updates=1,
-        sft_parts=2,
-        sft_loss=6.0,  # less than that of no part at all, more than the first's
+        sft_batch_size=16,
+        sft_updates=40,
+        sft_loss=5.5,  # less than at the beginning, more than at the end
         algorithm=shrunk(addition.GRPO, max_new_tokens=4),
         iterations=2,
         batch_size=8,
@@ -45,11 +44,12 @@ def test_addition_in_two_stages(tmp_path, capsys):
     assert 0 <= results["accuracy after GRPO"] <= 1
     assert load_json(tmp_path / "summary.json") == results
     assert (tmp_path / "grpo" / "report.png").stat().st_size > 1000
-    assert not (tmp_path / "sft1").exists()  # the first part was enough
+    updates = [row["step"] for row in read_metrics(tmp_path / "sft" / "metrics.jsonl")]
+    assert updates[-1] in (10, 20, 30)  # it was enough before the end
     assert "accuracy after SFT" in capsys.readouterr().out
-    problems = [rows(tmp_path / f"{name}.jsonl") for name in ("held_out", "problems")]
-    problems += [rows(tmp_path / f"part{i}.jsonl") for i in (0, 1)]
-    assert [len(part) for part in problems] == [4, 16, 64, 64]
+    names = ("held_out", "problems", "sums")
+    problems = [rows(tmp_path / f"{name}.jsonl") for name in names]
+    assert [len(part) for part in problems] == [4, 16, 640]
     asked = [row["prompt"] for part in problems for row in part]
     assert len(set(asked)) == len(asked)
     for row in (row for part in problems for row in part):
