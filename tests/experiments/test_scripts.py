@@ -267,6 +267,15 @@ def test_stopping_and_resuming_changes_nothing(toys, tmp_path, stage, monkeypatc
     assert _metrics(tmp_path / "stopped") == _metrics(tmp_path / "whole")
 
 
+def test_a_low_loss_ends_training_for_good(toys, tmp_path, capsys):
+    config = toys.sft(tmp_path, eval_every=1, save_every=9, stop_loss=100.0)
+    sft.main(config)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+    assert checkpoint.latest_step(tmp_path / "checkpoints") == 1
+    sft.main(dataclasses.replace(config, resume=True))
+    assert "nothing to do (1/2 updates)" in capsys.readouterr().out
+
+
 def test_a_finished_run_has_nothing_to_do(toys, capsys):
     before = _metrics(toys.root / "sft")
     sft.main(toys.sft(toys.root / "sft", resume=True))
