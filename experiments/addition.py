@@ -8,16 +8,11 @@ its final number is the answer, and 0 otherwise. Shao et al. 2024, arXiv:2402.03
 """
 
 import dataclasses
-import itertools
-import json
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from experiments import cli, policy, sft
-from experiments.inputs import DataConfig
+from experiments.problems import problem_data, write_sums
 from rlhf_jax.data.tokenizer import SMALLEST_VOCAB
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import TransformerConfig
@@ -81,11 +76,16 @@ class Config:
     resume: bool = False
     """Go on where an earlier run stopped."""
 
+    def sizes(self) -> dict[str, int]:
+        """How many problems are held out, asked by GRPO, shown by SFT."""
+        shown = self.sft_updates * self.sft_batch_size
+        return {"held_out": self.held_out, "problems": self.problems, "sums": shown}
+
 
 def main(config: Config) -> dict[str, float]:
     """Runs both stages and returns the accuracy before and after the second."""
     run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
-    write_problems(config)
+    write_sums(run_dir, config.sizes(), config.digits, config.seed)
     began = time.perf_counter()
     began_from = fine_tune(config)
     sft_seconds = time.perf_counter() - began
@@ -103,50 +103,11 @@ def main(config: Config) -> dict[str, float]:
     return results
 
 
-def write_problems(config: Config) -> None:
-    """Distinct problems in random order: held-out ones, GRPO's, those of SFT."""
-    digits, shown = config.digits, config.sft_updates * config.sft_batch_size
-    sizes = {"held_out": config.held_out, "problems": config.problems, "sums": shown}
-    pairs = distinct_pairs(0, 10**digits, sum(sizes.values()), config.seed)
-    for name, size in sizes.items():
-        # With leading zeros a digit is always at the same place.
-        sums = [
-            (f"{a:0{digits}}+{b:0{digits}}=", f"{a + b:0{digits + 1}}")
-            for a, b in itertools.islice(pairs, size)
-        ]
-        write_rows(config.run_dir / f"{name}.jsonl", sums)
-
-
-def distinct_pairs(
-    least: int, end: int, count: int, seed: int
-) -> Iterator[tuple[int, int]]:
-    """So many different pairs of numbers from ``least`` to below ``end``."""
-    side = end - least
-    if count > side**2:
-        raise UserError(
-            f"{count:,} problems: expected {side**2:,} at most, or more digits"
-        )
-    chosen = np.random.default_rng(seed).choice(side**2, count, replace=False)
-    return ((least + n // side, least + n % side) for n in chosen.tolist())
-
-
-def write_rows(file: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Prompts and completions as JSONL."""
-    lines = (json.dumps({"prompt": x, "completion": y}) + "\n" for x, y in rows)
-    file.write_text("".join(lines))
-
-
-def data(run_dir: Path, name: str) -> DataConfig:
-    """Problems of that name, and those that are held out."""
-    path = lambda name: str(run_dir / f"{name}.jsonl")
-    return DataConfig(path(name), eval_path=path("held_out"))
-
-
 def fine_tune(config: Config) -> Path:
     """SFT until the held-out loss is low enough: how long it takes differs."""
     stage = sft.Config(
         config.run_dir / "sft",
-        data(config.run_dir, "sums"),
+        problem_data(config.run_dir, "sums"),
         model=config.model,
         optim=config.sft_optim,
         batch_size=config.sft_batch_size,
@@ -167,7 +128,7 @@ def fine_tune(config: Config) -> Path:
 
 def grpo(config: Config, began_from: Path) -> policy.Config:
     """The second stage."""
-    problems = data(config.run_dir, "problems")
+    problems = problem_data(config.run_dir, "problems")
     return policy.Config(
         config.run_dir / "grpo",
         policy=began_from,

@@ -12,8 +12,6 @@ Measured: see docs/interaction.md.
 
 import dataclasses
 import functools
-import itertools
-import math
 import re
 import time
 from pathlib import Path
@@ -24,8 +22,10 @@ import jax.numpy as jnp
 from experiments import addition, cli, sft
 from experiments.inputs import read_prompts
 from experiments.interactions import Conversed, make_converse
-from experiments.runs import FLOAT32, on_batches
-from experiments.stages import load_policy, pad_id
+from experiments.logs import due
+from experiments.problems import problem_data, write_products
+from experiments.runs import FLOAT32, on_batches, resume_state, save_state
+from experiments.stages import load_policy, pad_id, save_model_files
 from rlhf_jax.data import encode_texts
 from rlhf_jax.interaction import InteractionConfig, calculator
 from rlhf_jax.models import TransformerConfig, policy_apply
@@ -82,21 +82,27 @@ class Config:
     """Number of devices; none uses all."""
     seed: int = 0
     """Of the problems, too."""
+    save_every: int = 20
+    """Iterations between checkpoints."""
+    resume: bool = False
+    """Go on where an earlier run stopped."""
 
 
 def main(config: Config) -> dict[str, float]:
     """Trains, and returns the accuracy before and after GRPO, with and without tool."""
-    run_dir = create_run_dir(config.run_dir, config, resume=False)
+    run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
     devices, began = local_devices(config.devices), time.perf_counter()
-    write_problems(config)
+    sizes = {x: getattr(config, x) for x in ("demonstrations", "problems", "held_out")}
+    write_products(run_dir, sizes, config.digits, config.seed)
     demonstrations = sft.Config(
         run_dir / "sft",
-        addition.data(run_dir, "demonstrations"),
+        problem_data(run_dir, "demonstrations"),
         model=config.model,
         optim=config.sft_optim,
         epochs=1,
         devices=config.devices,
         seed=config.seed,
+        resume=config.resume,
     )
     sft.main(demonstrations)
     sft_seconds = time.perf_counter() - began
@@ -109,7 +115,7 @@ def main(config: Config) -> dict[str, float]:
     )
     algorithm = dataclasses.replace(config.algorithm, sampling=sampling)
     prompts = read_prompts(
-        addition.data(run_dir, "problems"),
+        problem_data(run_dir, "problems"),
         tokenizer,
         words=None,
         lengths=(2 * config.digits + 3,),  # with <bos>, * and =
@@ -127,8 +133,8 @@ def main(config: Config) -> dict[str, float]:
     compare = data_parallel(prepare, devices, in_axes=ins, out_axes=(0, None))
     update = on_batches(policy_step, devices, donate_state=True, config=algorithm)
     tx = make_optimizer(config.optim, config.iterations)
-    state = create_policy_state(apply_fn, policy.params, tx, kl_coef=0.0)
-    state = replicate(state, devices)
+    whole = create_policy_state(apply_fn, policy.params, tx, kl_coef=0.0)
+    state = replicate(whole, devices)
     key, tool = jax.random.key(config.seed), calculator("[", "]")
 
     def evaluate(environment=tool) -> dict[str, float]:
@@ -137,9 +143,13 @@ def main(config: Config) -> dict[str, float]:
 
     # 2. Training: sample with the calculator, score, compare, update.
     before, total = evaluate(), config.iterations
-    logger = MetricsLogger(run_dir, TrackingConfig(), restored_step=None)
-    with logger, progress("GRPO with a calculator", total, done=0) as advance:
-        for step in range(1, total + 1):
+    whole, start = resume_state(run_dir, whole, loader)
+    state = replicate(whole, devices)
+    save_model_files(run_dir, policy.model, tokenizer, began=policy, lora=None)
+    logger = MetricsLogger(run_dir, TrackingConfig(), restored_step=start)
+    done = start or 0
+    with logger, progress("GRPO with a calculator", total, done=done) as advance:
+        for step in range(done + 1, total + 1):
             keys: Array = jax.random.split(jax.random.fold_in(key, step))
             found = converse(
                 state.params, next(loader), tool, key=keys[0], completions=completions
@@ -149,6 +159,8 @@ def main(config: Config) -> dict[str, float]:
             state, improved = update(state, experience, None, key=keys[1])
             logger.log(step, (metrics + improved).compute(), timings={})
             advance(summary(found))
+            if due(step, config.save_every, total):
+                save_state(run_dir, step, state, loader)
     after, without = evaluate(), evaluate(lambda text: "")
     write_report(run_dir)
     results = {
@@ -176,24 +188,6 @@ def summary(found: Conversed) -> dict[str, float]:
     """Shares of the responses that are right, and that the calculator has a part in."""
     calls = sum(found.called) / len(found.called)
     return {"accuracy": float(scores(found).mean()), "calls": calls}
-
-
-def write_problems(config: Config) -> None:
-    """Distinct problems in random order; every other demonstration has a call."""
-    sizes = {
-        "demonstrations": config.demonstrations,
-        "problems": config.problems,
-        "held_out": config.held_out,
-    }
-    end = 10**config.digits
-    least = math.isqrt(end**2 // 10) + 1  # so that all products are of one length
-    pairs = addition.distinct_pairs(least, end, sum(sizes.values()), config.seed)
-    for name, size in sizes.items():
-        rows = [
-            (f"{a}*{b}=", (f"[{a}*{b}]{a * b}" if i % 2 else "") + f">{a * b}")
-            for i, (a, b) in enumerate(itertools.islice(pairs, size))
-        ]
-        addition.write_rows(config.run_dir / f"{name}.jsonl", rows)
 
 
 if __name__ == "__main__":

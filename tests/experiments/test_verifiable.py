@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -77,6 +78,7 @@ def test_calculator_in_two_stages(tmp_path, capsys):
         algorithm=shrunk(calculator.Config.algorithm, max_new_tokens=12),
         iterations=2,
         batch_size=4,
+        save_every=1,
         devices=1,
     )
     results = calculator.main(config)
@@ -86,6 +88,11 @@ def test_calculator_in_two_stages(tmp_path, capsys):
     steps = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in steps] == [1, 2]
     assert "the calculator silent" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "checkpoints" / "2")  # as if it had been stopped before
+    again = calculator.main(dataclasses.replace(config, resume=True))
+    assert read_metrics(tmp_path / "metrics.jsonl") == steps
+    timed = {"seconds of SFT", "seconds of GRPO"}
+    assert {k: again[k] for k in again.keys() - timed}.items() <= results.items()
     shown = rows(tmp_path / "demonstrations.jsonl")
     assert sum("[" in row["completion"] for row in shown) == 32
     for row in shown:
