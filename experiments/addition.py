@@ -65,7 +65,7 @@ class Config:
     """The algorithm."""
     optim: OptimConfig = OptimConfig(3e-4, schedule="linear", warmup=5)
     """Optimiser of GRPO."""
-    iterations: int = 400
+    iterations: int = 600
     """Of GRPO."""
     batch_size: int = 1_024
     """Episodes an iteration."""
