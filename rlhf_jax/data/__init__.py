@@ -1,7 +1,8 @@
 """From files and data sets to batches of tokens, on the host.
 
 ``read_rows`` → ``demonstrations`` and its kin → ``tokenize_demonstrations`` … →
-``make_loader`` with ``collate_demonstrations`` …
+``make_loader`` with ``collate_demonstrations`` … ``read_records`` reads more formats,
+and goes on where a row is faulty.
 """
 
 from rlhf_jax.data.batching import (
@@ -13,6 +14,7 @@ from rlhf_jax.data.batching import (
     left_padded,
     right_padded,
 )
+from rlhf_jax.data.builders import LocalFeedback, build_dataset
 from rlhf_jax.data.chat import (
     ChatTokens,
     collate_chat,
@@ -26,6 +28,7 @@ from rlhf_jax.data.conversations import (
     conversation_prompts,
     conversations,
 )
+from rlhf_jax.data.formats import FORMATS, detect_format, record_values
 from rlhf_jax.data.grammar import gold_sentiment
 from rlhf_jax.data.loader import batches, make_loader
 from rlhf_jax.data.packing import (
@@ -33,6 +36,12 @@ from rlhf_jax.data.packing import (
     collate_packed_preferences,
     pack,
     pack_experience,
+)
+from rlhf_jax.data.quarantine import (
+    Records,
+    read_records,
+    write_quarantined,
+    write_records,
 )
 from rlhf_jax.data.records import (
     Demonstration,
@@ -46,7 +55,8 @@ from rlhf_jax.data.records import (
     prompts,
     rankings,
 )
-from rlhf_jax.data.sources import DataError, Row, read_rows, rename_columns
+from rlhf_jax.data.row import DataError, Fault, Row
+from rlhf_jax.data.sources import read_rows, rename_columns, scan_rows
 from rlhf_jax.data.tiny_reviews import TinyReviews, load_tiny_reviews, oracle_accuracy
 from rlhf_jax.data.tokenizer import (
     encode_texts,
@@ -67,13 +77,18 @@ __all__ = [
     "Conversation",
     "DataError",
     "Demonstration",
+    "FORMATS",
+    "Fault",
     "Labeled",
+    "LocalFeedback",
     "Preference",
     "Prompt",
     "Ranking",
+    "Records",
     "Row",
     "TinyReviews",
     "batches",
+    "build_dataset",
     "collate_chat",
     "collate_demonstrations",
     "collate_labels",
@@ -85,6 +100,7 @@ __all__ = [
     "conversation_prompts",
     "conversations",
     "demonstrations",
+    "detect_format",
     "encode_texts",
     "gold_sentiment",
     "labels",
@@ -98,10 +114,13 @@ __all__ = [
     "preferences",
     "prompts",
     "rankings",
+    "read_records",
     "read_rows",
+    "record_values",
     "rename_columns",
     "right_padded",
     "save_tokenizer",
+    "scan_rows",
     "tokenize_chat",
     "tokenize_chat_prompt",
     "tokenize_conversation_prompts",
@@ -112,4 +131,6 @@ __all__ = [
     "tokenize_prompts",
     "tokenize_rankings",
     "train_tokenizer",
+    "write_quarantined",
+    "write_records",
 ]

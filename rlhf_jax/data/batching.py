@@ -16,7 +16,7 @@ from rlhf_jax.data.records import (
     Ranking,
     TokenIds,
 )
-from rlhf_jax.data.sources import DataError
+from rlhf_jax.data.row import DataError
 from rlhf_jax.types import PreferenceBatch, TokenBatch
 
 

@@ -18,7 +18,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from rlhf_jax.data.batching import right_padded
 from rlhf_jax.data.conversations import Conversation, Message, check_messages
 from rlhf_jax.data.records import Prompt, TokenIds
-from rlhf_jax.data.sources import DataError
+from rlhf_jax.data.row import DataError
 from rlhf_jax.types import TokenBatch
 
 Span = tuple[int, int]  # first character and the one after the last

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_jax.data.sources import DataError, Row
+from rlhf_jax.data.row import DataError, Row
 
 Message = dict[str, str]
 """One turn: ``role``, ``content``, and what else of text a template reads."""
@@ -61,7 +61,7 @@ def check_messages(messages: Any, name: str, *, last: Sequence[str] = ROLES) -> 
 
     >>> check_messages([{"role": "bot", "content": "4"}], "sums.jsonl:1")
     Traceback (most recent call last):
-    rlhf_jax.data.sources.DataError: sums.jsonl:1: message 1: expected a role of \
+    rlhf_jax.data.row.DataError: sums.jsonl:1: message 1: expected a role of \
 system, user, assistant, tool, found 'bot'; correct or remove the row
     """
     _check_list(messages, name)

@@ -6,7 +6,7 @@ from typing import TypeVar
 import grain
 import numpy as np
 
-from rlhf_jax.data.sources import DataError
+from rlhf_jax.data.row import DataError
 
 Example = TypeVar("Example")
 Batch = TypeVar("Batch")

@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf_jax.data.batching import collate_demonstrations
 from rlhf_jax.data.records import Demonstration, Preference, TokenIds
-from rlhf_jax.data.sources import DataError
+from rlhf_jax.data.row import DataError
 from rlhf_jax.types import Experience, PreferenceBatch, TokenBatch
 
 Example = TypeVar("Example")

@@ -1,23 +1,34 @@
 """What the rows of a data set mean: demonstrations, prompts, preferences and so on.
 
-A record's texts are str when read and tuples of token ids once tokenized; prompt and
-completion put together are the exact text, so a completion that follows a word begins
-with its own space.
+A record's texts are str, or the messages of a dialogue, when read and tuples of token
+ids once tokenized; prompt and completion put together are the exact text, so a
+completion that follows a word begins with its own space.
 """
 
 import math
-import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
-from rlhf_jax.data.sources import DataError, Row
+from rlhf_jax.data.columns import (
+    annotator_column,
+    check_label,
+    check_text,
+    column_error,
+    column_value,
+    describe,
+    list_column,
+    number_column,
+    text_column,
+)
+from rlhf_jax.data.conversations import Message
+from rlhf_jax.data.row import DataError, Row
+from rlhf_jax.data.splitting import ASSISTANT, split_transcripts
 
 TokenIds = tuple[int, ...]
-Text = TypeVar("Text", str, TokenIds)
-
-ASSISTANT = "\n\nAssistant:"  # what precedes an answer in Anthropic's HH transcripts
+Messages = tuple[Message, ...]
+Text = TypeVar("Text", str, TokenIds, Messages)
 
 
 @dataclass(frozen=True)
@@ -117,17 +128,30 @@ def prompts(
     'A warm,'
     """
     if prompt_words is None:
-        return [Prompt(_text(row, "prompt"), *_rest(row, "prompt")) for row in rows]
+        return [
+            Prompt(text_column(row, "prompt"), *_rest(row, "prompt")) for row in rows
+        ]
     if prompt_words < 1:
         raise ValueError(f"prompt_words is {prompt_words}; expected None or at least 1")
     words = re.compile(rf"(?:\s*\S+){{1,{prompt_words}}}")
     found = []
     for row in rows:
-        first = words.match(_text(row, "text"))
+        first = words.match(text_column(row, "text"))
         if first is None:
-            raise _error(row, "text", "at least one word", "white space")
+            raise column_error(row, "text", "at least one word", "white space")
         found.append(Prompt(first.group(), *_rest(row, "text")))
     return found
+
+
+def content(record: Any) -> dict[str, Any]:
+    """What a record says: its fields but for where it stands and other columns.
+
+    No reference.
+
+    >>> content(Prompt("2 + 2 =", "sums.jsonl:1"))
+    {'prompt': '2 + 2 ='}
+    """
+    return {f.name: getattr(record, f.name) for f in fields(record) if f.compare}
 
 
 def _rest(row: Row, column: str) -> tuple[str, dict[str, Any]]:
@@ -205,142 +229,103 @@ def labels(rows: Iterable[Row]) -> list[Labeled[str]]:
     1
     """
     return [
-        Labeled(*_prompt_completion(row), _integer(row, "label", 0, 1), row.origin)
+        Labeled(
+            *_prompt_completion(row),
+            check_label(row, "label", column_value(row, "label")),
+            row.origin,
+        )
         for row in rows
     ]
 
 
 def _prompt_completion(row: Row) -> tuple[str, str]:
     if "text" in row.values and not {"prompt", "completion"} & row.values.keys():
-        return "", _text(row, "text")
+        return "", text_column(row, "text")
     if "text" in row.values:
         both = "either text, or prompt and completion"
-        raise _error(row, "text", both, "text beside them")
+        raise column_error(row, "text", both, "text beside them")
     if not {"prompt", "completion"} & row.values.keys():
-        _column(row, "text", "prompt and completion")
-    return _text(row, "prompt", empty=True), _text(row, "completion")
+        column_value(row, "text", "prompt and completion")
+    return text_column(row, "prompt", empty=True), text_column(row, "completion")
 
 
 def _preference(row: Row) -> Preference[str]:
-    chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
+    chosen, rejected = text_column(row, "chosen"), text_column(row, "rejected")
     if "prompt" in row.values:
-        prompt = _text(row, "prompt", empty=True)
+        prompt = text_column(row, "prompt", empty=True)
     else:
         prompt = _common_prompt(row, chosen, rejected)
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     for column, completion in (("chosen", chosen), ("rejected", rejected)):
         if not completion:
-            raise _error(row, column, f"an answer after the last {ASSISTANT!r}", "none")
+            answer = f"an answer after the last {ASSISTANT!r}"
+            raise column_error(row, column, answer, "none")
+    return make_preference(row, prompt, chosen, rejected)
+
+
+def make_preference(
+    row: Row, prompt: Text, chosen: Text, rejected: Text
+) -> Preference[Text]:
+    """A row's preference, with its annotator, margin and weight where it has them.
+
+    No reference.
+
+    Args:
+      row: where these columns are read.
+      prompt: what both sides answer.
+      chosen: the better one.
+      rejected: the other one.
+
+    Returns:
+      The record.
+
+    Raises:
+      DataError: both sides are equal, or one of the columns is of a wrong type.
+
+    >>> make_preference(Row({"weight": 0.5}, "sums.jsonl", 1), "2 =", " 2", " 3").weight
+    0.5
+    """
     if chosen == rejected:
-        raise _error(row, "rejected", "a text other than chosen", "the same text")
+        same = "the same text" if isinstance(chosen, str) else "the same messages"
+        raise column_error(row, "rejected", "another answer than chosen", same)
+    margin, weight = "margin" in row.values, "weight" in row.values
     return Preference(
         prompt,
         chosen,
         rejected,
-        annotator=_annotator(row),
-        margin=_number(row, "margin", -math.inf) if "margin" in row.values else 0.0,
-        weight=_number(row, "weight", 0.0) if "weight" in row.values else 1.0,
+        annotator=annotator_column(row),
+        margin=number_column(row, "margin", -math.inf) if margin else 0.0,
+        weight=number_column(row, "weight", 0.0) if weight else 1.0,
         origin=row.origin,
     )
 
 
 def _common_prompt(row: Row, chosen: str, rejected: str) -> str:
-    common = os.path.commonprefix([chosen, rejected])
-    end = common.rfind(ASSISTANT)
-    if end < 0:
+    end = split_transcripts(chosen, rejected)
+    if not end:
         raise DataError(
             f"{row.origin}: no column 'prompt', and chosen and rejected have no "
             f"{ASSISTANT!r} in common to end one; the columns are "
             f"{', '.join(row.values)}; add a column prompt"
         )
-    return common[: end + len(ASSISTANT)]
+    return chosen[:end]
 
 
 def _ranking(row: Row) -> Ranking[str]:
-    completions = _column(row, "completions")
-    if not isinstance(completions, list) or len(completions) < 2:
-        found = _describe(completions)
-        raise _error(row, "completions", "a list of at least two texts", found)
+    wanted = "a list of at least two texts"
+    completions = list_column(row, "completions", wanted, least=2)
     for completion in completions:
-        _check_text(row, "completions", completion)
-    ranks = _column(row, "ranks")
+        check_text(row, "completions", completion)
+    ranks = column_value(row, "ranks")
     whole = isinstance(ranks, list) and all(type(rank) is int for rank in ranks)
     if not whole or len(ranks) != len(completions) or min(ranks) != 0:
         wanted = f"{len(completions)} integers, one a completion, the best 0"
-        raise _error(row, "ranks", wanted, _describe(ranks))
+        raise column_error(row, "ranks", wanted, describe(ranks))
     if len(set(zip(completions, ranks, strict=True))) > len(set(completions)):
-        raise _error(row, "ranks", "equal ranks for equal completions", f"{ranks}")
-    prompt = _text(row, "prompt", empty=True)
-    return Ranking(
-        prompt, tuple(completions), tuple(ranks), _annotator(row), row.origin
-    )
-
-
-def _annotator(row: Row) -> int:
-    if "annotator" not in row.values:
-        return -1
-    return _integer(row, "annotator", -1, 2**31 - 1)
-
-
-def _column(row: Row, column: str, instead: str = "") -> Any:
-    if column not in row.values:
-        other = f" (nor {instead})" if instead else ""
-        raise DataError(
-            f"{row.origin}: no column {column!r}{other}; the columns are "
-            f"{', '.join(map(str, row.values)) or 'none'}; rename one (rename_columns) "
-            f"or add it"
+        raise column_error(
+            row, "ranks", "equal ranks for equal completions", f"{ranks}"
         )
-    return row.values[column]
-
-
-def _text(row: Row, column: str, *, empty: bool = False) -> str:
-    value = _column(row, column)
-    if not (empty and value == ""):
-        _check_text(row, column, value)
-    return value
-
-
-def _check_text(row: Row, column: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        raise _error(row, column, "text that is not empty", _describe(value))
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can spell what UTF-8 cannot
-        found = f"{value[error.start]!r} at character {error.start + 1}"
-        raise _error(row, column, "text without lone surrogates", found) from error
-
-
-def _integer(row: Row, column: str, least: int, most: int) -> int:
-    value = _column(row, column)
-    if isinstance(value, str) and re.fullmatch(r"-?\d{1,10}", value):
-        value = int(value)  # CSV knows text only
-    if type(value) is not int or not least <= value <= most:
-        wanted = "0 or 1" if (least, most) == (0, 1) else f"an integer ≥ {least}"
-        raise _error(row, column, wanted, _describe(value))
-    return value
-
-
-def _number(row: Row, column: str, least: float) -> float:
-    value = _column(row, column)
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number) or number < least:
-        wanted = "a finite number" + (f" ≥ {least:g}" if least == 0 else "")
-        raise _error(row, column, wanted, _describe(value))
-    return number
-
-
-def _describe(value: Any) -> str:
-    if value is None:
-        return "null"
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}… ({type(value).__name__})"
-
-
-def _error(row: Row, column: str, wanted: str, found: str) -> DataError:
-    return DataError(
-        f"{row.origin}: column {column!r}: expected {wanted}, found {found}; the "
-        f"columns are {', '.join(map(str, row.values))}; correct or remove the row"
+    prompt = text_column(row, "prompt", empty=True)
+    return Ranking(
+        prompt, tuple(completions), tuple(ranks), annotator_column(row), row.origin
     )

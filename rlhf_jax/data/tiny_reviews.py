@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rlhf_jax.data.grammar import gold_sentiment, review_prompts, sample_review
-from rlhf_jax.data.sources import Row, read_rows
+from rlhf_jax.data.row import Row
+from rlhf_jax.data.sources import read_rows
 
 Config = Literal["reviews", "rankings", "prompts"]
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_jax.data.records import TokenIds
-from rlhf_jax.data.sources import DataError
+from rlhf_jax.data.row import DataError
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"  # ids 0, 1, 2
 SMALLEST_VOCAB = 3 + 256  # the special tokens and every byte

@@ -19,7 +19,7 @@ from rlhf_jax.data.records import (
     Ranking,
     TokenIds,
 )
-from rlhf_jax.data.sources import DataError
+from rlhf_jax.data.row import DataError
 from rlhf_jax.data.tokenizer import encode_texts
 
 TooLong = Literal["error", "keep_end"]

@@ -139,7 +139,7 @@ FAULTS = [
     (preferences, PAIR | {"prompt": None}, "'prompt': expected"),
     (preferences, PAIR | {"chosen": 1}, "'chosen': expected text that is not empty"),
     (preferences, PAIR | {"rejected": ""}, "'rejected': expected"),
-    (preferences, PAIR | {"rejected": "a"}, "'rejected': expected a text other than"),
+    (preferences, PAIR | {"rejected": "a"}, "'rejected': expected another answer than"),
     (preferences, PAIR | {"annotator": 1.5}, "'annotator': expected an integer ≥ -1"),
     (preferences, PAIR | {"annotator": True}, "'annotator': expected"),
     (preferences, PAIR | {"annotator": "ann"}, "'annotator': expected"),

@@ -11,7 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
-from rlhf_jax.data import DataError, Row, read_rows, rename_columns
+from rlhf_jax.data import (
+    DataError,
+    Fault,
+    Row,
+    read_rows,
+    rename_columns,
+    scan_rows,
+)
 
 ROWS = [
     {"prompt": "2 + 2 =", "completion": " 4, I think"},
@@ -89,11 +96,11 @@ def test_folder_is_not_a_file(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["rows.json", "rows.txt.gz", "rows", "rows.gz"])
+@pytest.mark.parametrize("name", ["rows.js", "rows.txt.gz", "rows", "rows.gz"])
 def test_unknown_extension_names_the_known_ones(name, make_file):
     message = error(make_file(name, "{}"))
     assert name in message and "unknown extension" in message
-    assert ".jsonl, .csv or .parquet" in message
+    assert ".jsonl, .json, .csv or .parquet" in message
 
 
 @pytest.mark.parametrize(
@@ -235,6 +242,14 @@ class EveryFeature(tfds.core.GeneratorBasedBuilder):
             )
 
 
+class NotText(EveryFeature):
+    """A data set with bytes in place of a text."""
+
+    def _generate_examples(self):
+        for i, example in super()._generate_examples():
+            yield i, example | {"text": [b"caf\xc3\xa9", b"caf\xe9"][i]}
+
+
 class Unreachable(EveryFeature):
     """A data set that cannot be downloaded."""
 
@@ -255,6 +270,14 @@ def test_tfds_rows_are_plain_python_and_built_offline(tmp_path, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     assert read_rows("tfds:every_feature", split="train", data_dir=tmp_path) == rows
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_tfds_text_that_is_not_utf8(tmp_path):
+    first, second = scan_rows("tfds:not_text", split="train", data_dir=tmp_path)
+    assert isinstance(first, Row) and first.values["text"] == "café"
+    assert isinstance(second, Fault) and "xe9" in second.raw
+    message = error("tfds:not_text", split="train", data_dir=str(tmp_path))
+    assert message.startswith("tfds:not_text[train]:2: not UTF-8 (")
 
 
 @pytest.mark.parametrize(

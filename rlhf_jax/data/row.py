@@ -1,0 +1,33 @@
+"""A row of data as its source holds it, and what stands where none can be read."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_jax.errors import UserError
+
+
+class DataError(UserError):
+    """Something is wrong with the data; the message is one line that says where."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as its source holds it."""
+
+    values: dict[str, Any]  # column name -> value
+    source: str  # path of the file, or "tfds:NAME/CONFIG[SPLIT]"
+    line: int  # counted from 1: the line of a text file, the row of anything else
+
+    @property
+    def origin(self) -> str:
+        """Where the row stands, as error messages name it: ``source:line``."""
+        return f"{self.source}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What cannot be read, with the reason."""
+
+    origin: str  # source:line
+    reason: str  # what was found, what was expected, what to do
+    raw: str  # the text as it stands, bytes that are no UTF-8 written as \\xNN
