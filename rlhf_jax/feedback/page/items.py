@@ -1,0 +1,98 @@
+"""What is put before people: a prompt with completions, known by its content."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlhf_jax.data.sources import DataError, Row
+
+Mode = Literal["ranking", "yes_no", "scale"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt and its completions: several to rank, or one to rate."""
+
+    prompt: str
+    completions: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """The same content is the same item, whenever it is added."""
+        content = json.dumps([self.prompt, self.completions], ensure_ascii=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def make_items(
+    prompt: str, completions: Iterable[str], mode: Mode
+) -> tuple[list[Item], int]:
+    """Items of a prompt's completions, and how many completions were left out.
+
+    No reference. Empty ones say nothing, and of equal ones one is enough; fewer than
+    two that differ are nothing to rank.
+
+    >>> make_items("2 + 2 =", [" 4", " 5", " 4", ""], "ranking")
+    ([Item(prompt='2 + 2 =', completions=(' 4', ' 5'))], 2)
+    >>> items, left_out = make_items("2 + 2 =", [" 4", " 5"], "yes_no")
+    >>> [item.completions for item in items]
+    [(' 4',), (' 5',)]
+    """
+    given = list(completions)
+    distinct = tuple(dict.fromkeys(text for text in given if text.strip()))
+    left_out = len(given) - len(distinct)
+    if mode != "ranking":
+        return [Item(prompt, (text,)) for text in distinct], left_out
+    if len(distinct) < 2:
+        return [], len(given)
+    return [Item(prompt, distinct)], left_out
+
+
+def read_items(rows: Iterable[Row], mode: Mode) -> tuple[list[Item], int]:
+    """Items of rows with ``prompt`` and ``completions``, or one ``completion`` to rate.
+
+    No reference.
+
+    Raises:
+      DataError: a column is missing or of a wrong type; names file, line and column.
+
+    >>> row = Row({"prompt": "2 + 2 =", "completion": " 4"}, "sums.jsonl", 1)
+    >>> read_items([row], "yes_no")[0][0].completions
+    (' 4',)
+    """
+    items, left_out = [], 0
+    for row in rows:
+        found, fewer = make_items(*_prompt_completions(row, mode), mode)
+        items += found
+        left_out += fewer
+    return items, left_out
+
+
+def _prompt_completions(row: Row, mode: Mode) -> tuple[str, list[str]]:
+    if mode != "ranking" and "completions" not in row.values:
+        return _text(row, "prompt"), [_text(row, "completion")]
+    listed = row.values.get("completions")
+    if not isinstance(listed, list):
+        raise _error(row, "completions", "a list of texts", type(listed).__name__)
+    texts = [_text(row, "completions", one) for one in listed]
+    return _text(row, "prompt"), texts
+
+
+def _text(row: Row, column: str, *value: Any) -> str:
+    text = value[0] if value else row.values.get(column)
+    if not isinstance(text, str):
+        raise _error(row, column, "text", type(text).__name__)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell what UTF-8 cannot
+        found = f"{text[error.start]!r} at character {error.start + 1}"
+        raise _error(row, column, "text without lone surrogates", found) from error
+    return text
+
+
+def _error(row: Row, column: str, wanted: str, found: str) -> DataError:
+    return DataError(
+        f"{row.origin}: column {column!r}: expected {wanted}, found {found}; the "
+        f"columns are {', '.join(map(str, row.values))}; correct or remove the row"
+    )

@@ -1,0 +1,51 @@
+// How far the labelling is: numbers to look at, read again every few seconds.
+
+import { byId, make } from "./dom.js";
+import { ask, enter, Refused } from "./server.js";
+
+const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(0)} %`);
+
+const MEANING = {
+  ranking: "Agreement: of all pairs of answers that two people ranked, the share with the " +
+    "same answer ahead, or tied by both.",
+  rating: "Agreement: of all answers that two people rated, the share with equal ratings.",
+};
+
+function render(found) {
+  byId("bar").max = Math.max(found.items, 1);
+  byId("bar").value = found.finished;
+  byId("count").textContent =
+    `${found.finished} of ${found.items} items have the ${found.votes_wanted} ` +
+    `${found.votes_wanted === 1 ? "judgement" : "judgements"} wanted`;
+  const skips = Object.entries(found.skips).map(([reason, count]) => `${reason} ${count}`);
+  const numbers = [["Judgements", found.votes], ["Agreement", percent(found.agreement)],
+    ["Skipped", skips.join(", ") || "0"]];
+  byId("numbers").replaceChildren(...numbers.map(([name, value]) =>
+    make("div", {}, make("dt", {}, name), make("dd", {}, String(value)))));
+  byId("people").replaceChildren(...found.annotators.map((person) => make("tr", {},
+    make("th", { scope: "row" }, person.name),
+    ...[person.votes, person.skips,
+      person.median_seconds === null ? "–" : person.median_seconds.toFixed(1),
+      percent(person.with_others),
+      person.repeats ? `${percent(person.with_self)} of ${person.repeats} repeats` : "–",
+    ].map((cell) => make("td", {}, String(cell))))));
+  byId("meaning").textContent = MEANING[found.mode] ?? MEANING.rating;
+  byId("notice").hidden = true;
+  byId("found").hidden = false;
+}
+
+async function look() {
+  if (document.hidden) return;
+  try {
+    render(await ask("/api/overview"));
+  } catch (error) {
+    byId("notice").hidden = false;
+    byId("notice").textContent = error instanceof Refused
+      ? "This page opens with the link that the server printed for the overview."
+      : "The server does not answer. Trying again …";
+  }
+}
+
+enter();
+look();
+setInterval(look, 5000);
