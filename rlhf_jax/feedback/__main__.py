@@ -7,13 +7,12 @@ from typing import Annotated
 import tyro
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import page
+from rlhf_jax.feedback import page, report
 
-Config = Annotated[page.ServeConfig, tyro.conf.arg(name="")]
 RunDir = tyro.conf.Positional[Path]
 
 
-def serve(config: Config) -> None:
+def serve(config: Annotated[page.ServeConfig, tyro.conf.arg(name="")]) -> None:
     """Serves a page on which people rank or rate completions."""
     page.serve(config)
 
@@ -29,9 +28,14 @@ def export(run_dir: RunDir, /, out: Path | None = None) -> None:
         print(f"{out or run_dir}/{name}: {rows} rows")
 
 
+def agreement(config: Annotated[report.Config, tyro.conf.arg(name="")]) -> None:
+    """Says how far annotators agree, who is careless, and what they prefer together."""
+    report.main(config)
+
+
 def main(args: list[str]) -> None:
     """Runs a command; what a person can mend ends in one line and exit code 1."""
-    commands = {"serve": serve, "export": export}
+    commands = {"serve": serve, "export": export, "agreement": agreement}
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m rlhf_jax.feedback", args=args
