@@ -21,7 +21,7 @@ _LOOKED_AT = 1000  # rows from which a file's format is told
 class Records(NamedTuple):
     """What a source holds."""
 
-    records: list[Record]  # in the order of the source; of some rows more than one
+    records: list[Any]  # Record; in the order of the source, of some rows several
     quarantined: list[Fault]  # rows that could not be used
     num_rows: int  # rows read: those used and those quarantined
     format: str  # a name in FORMATS

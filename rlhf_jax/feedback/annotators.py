@@ -77,7 +77,7 @@ def dawid_skene(
     one_hot, extra = np.eye(len(values))[vote], _extra(len(values), smoothing)
     posterior, objectives = _sums(votes.unit, one_hot, units), []
     posterior /= posterior.sum(axis=1, keepdims=True)
-    for _ in range(max_iterations):
+    while True:
         # M: shares and confusions of the classes as they are thought to be.
         prior = posterior.mean(axis=0)
         told = posterior[votes.unit][:, :, None] * one_hot[:, None, :]
@@ -87,10 +87,10 @@ def dawid_skene(
         terms = _log(confusion)[votes.annotator, :, vote]
         log_joint = _log(prior)[None] + _sums(votes.unit, terms, units)
         posterior = _normalized(log_joint)
-        likelihood = float(logsumexp(log_joint, axis=1).sum())
+        likelihood = float(np.sum(logsumexp(log_joint, axis=1)))
         objectives.append(likelihood + float(np.sum(extra[None] * _log(confusion))))
         risen = objectives[-1] - objectives[-2] if len(objectives) > 1 else np.inf
-        if risen < tolerance * len(vote):
+        if risen < tolerance * len(vote) or len(objectives) >= max_iterations:
             break
     return DawidSkene(values, prior, confusion, log_joint, objectives)
 

@@ -6,7 +6,7 @@ simply not there.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -124,7 +124,8 @@ def rating_votes(rows: Sequence[Row]) -> Judged:
         found = row.values
         unit = found.get("prompt"), found.get("completion")
         column = "label" if found.get("label") is not None else "rating"
-        value, who = found.get(column), found.get("annotator", -1)
+        value: Any = found.get(column)
+        who: Any = found.get("annotator", -1)
         if not all(isinstance(text, str) for text in unit) or type(who) is not int:
             raise DataError(
                 f"{row.origin}: expected prompt and completion as text and annotator "

@@ -33,8 +33,8 @@ def rated(text, *ratings, **scores):
 
 
 def pairwise(selected, by, names="answer1,answer2", **more):
-    result = {"type": "pairwise", "from_name": "comparison", "to_name": names}
-    result["value"] = {"selected": selected}
+    named = {"type": "pairwise", "from_name": "comparison", "to_name": names}
+    result = {**named, "value": {"selected": selected}}
     return {"id": 1, "completed_by": by, "result": [result], **more}
 
 

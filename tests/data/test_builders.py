@@ -107,3 +107,11 @@ def test_what_cannot_be_built(tmp_path):
     # Nothing is left behind that a later build or reader would take for whole.
     with pytest.raises(DataError, match="cannot be read: Manual directory .*not exist"):
         read_rows("tfds:local_feedback/hh", split="train", data_dir=tmp_path / "out")
+
+
+def test_files_in_the_usual_place_are_built_when_they_are_read(tmp_path):
+    head = "\n\nHuman: a\n\nAssistant:"
+    pair = {"chosen": head + " b", "rejected": head + " c"}
+    write(tmp_path / "downloads" / "manual" / "test.jsonl", [pair])
+    [row] = read_rows("tfds:local_feedback/hh", split="test", data_dir=tmp_path)
+    assert (row.values["prompt"], row.values["chosen"]) == (head, " b")

@@ -70,7 +70,7 @@ WORDS = st.lists(st.sampled_from(["a", "bc", "bd", "e"]), min_size=1, max_size=4
 def test_words_that_differ_at_once_are_split_alike(common, chosen, rejected):
     # After a blank, where the first letters differ: both cut before the blank.
     whole = [" ".join([*common, *side]) for side in (["x", *chosen], ["y", *rejected])]
-    values = dict(zip(("chosen", "rejected"), whole, strict=True))
+    values: dict[str, Any] = dict(zip(("chosen", "rejected"), whole, strict=True))
     [pair] = read("implicit_preference", values)
     assert sides(pair) == trl.extract_prompt(values)
 

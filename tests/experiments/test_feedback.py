@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_too_many_votes():
 
 def toy_active(run_dir, **changes) -> active.Config:
     model = dataclasses.replace(active.Config.model, **SIZE)
-    sizes = {"pool": 40, "first": 8, "each": 8, "rounds": 2, "eval_pairs": 16}
+    sizes: dict[str, Any] = {"pool": 40, "first": 8, "each": 8, "rounds": 2, "eval_pairs": 16}
     config = active.Config(
         run_dir, (0,), members=2, updates=3, batch_size=4, model=model, **sizes
     )

@@ -64,10 +64,11 @@ def learn(choice: str, seed: int, rounds: int) -> list[float]:
     def pairs(count: int, repeated: float) -> np.ndarray:
         common = rng.random((count, 1)) < repeated
         reach = np.where(common, 3, 40)
-        return sum(
+        words = [
             sign * np.eye(40)[(rng.random((count, 1)) * reach).astype(int)[:, 0]]
             for sign in (1, 1, -1, -1)
-        )
+        ]
+        return np.sum(words, axis=0)
 
     pool, held_out = pairs(1500, 0.9), pairs(600, 0.0)
     labels = (pool @ true > 0).astype(float)

@@ -27,7 +27,7 @@ def say(who: int, *ranks: int, prompt: str = "p") -> Ranking:
 
 def test_each_item_counts_once():
     rankings, _, _ = crowd_rankings(0, items=30, careful=5, careless=1)
-    total = collections.Counter()
+    total = collections.defaultdict(float)
     for pair in consensus_preferences(rankings):
         total[pair.prompt] += pair.weight
         assert pair.weight > 0 and pair.annotator == -1

@@ -34,7 +34,8 @@ def serve(config: ServeConfig) -> None:
         origins = _origins(config, listening.getsockname()[1])
         app = build(db, config, instructions, origins)
         _tell(db, config, origins)
-        quiet = {"log_level": "warning", "access_log": False, "server_header": False}
+        # Without a log_config: it would close the handlers of others.
+        quiet = {"log_config": None, "log_level": "warning", "server_header": False}
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(uvicorn.Config(app, ws="none", **quiet)).run([listening])
 

@@ -85,7 +85,7 @@ def serving(config: ServeConfig) -> Iterator[Running]:
     port = listening.getsockname()[1]
     origins = [f"http://127.0.0.1:{port}", *config.public]
     app = build(db, config, read_instructions(config), origins)
-    options = {"log_level": "warning", "ws": "none", "timeout_graceful_shutdown": 1}
+    options = {"log_config": None, "ws": "none", "timeout_graceful_shutdown": 1}
     server = uvicorn.Server(uvicorn.Config(app, **options))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()

@@ -12,13 +12,16 @@ from rlhf_jax.data import labels, rankings, read_rows
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback.__main__ import main
 from rlhf_jax.feedback.page import PageRewards, ServeConfig, export
+from rlhf_jax.feedback.page.items import Mode
 from rlhf_jax.feedback.page.store import connect, settle
 from rlhf_jax.rewards import call_reward_function
 
 pytest.importorskip("uvicorn")
 
 
-def configured(folder: Path, mode="ranking", rows=(), **changes) -> ServeConfig:
+def configured(
+    folder: Path, mode: Mode = "ranking", rows=(), **changes
+) -> ServeConfig:
     rows = rows or [{"prompt": f"p{i}", "completions": ["a", "b"]} for i in range(4)]
     file = write_rows(folder / "c.jsonl", list(rows))
     return ServeConfig(folder / "run", completions=file, mode=mode, **changes)

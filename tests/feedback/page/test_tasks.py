@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,13 @@ def judge(db, who: int, task, *, kind="vote", id: str = "", **value) -> None:
     record(db, who, Event(id, kind, number, value, 2.0, sha256))
 
 
+def offered(db, who: int, plan: Plan) -> dict[str, Any]:
+    """The next task, where there is one."""
+    task = next_task(db, who, plan)
+    assert task is not None
+    return task
+
+
 def judge_all(db, plan: Plan, *people: int) -> Counter:
     """All that is left, the people in turn; how often each got each prompt."""
     seen: Counter = Counter()
@@ -61,22 +69,22 @@ def test_each_item_gets_as_many_annotators_as_are_wanted(db):
 
 def test_a_task_in_progress_counts_until_its_lease_ends(db, monkeypatch):
     plan = Plan(votes=1)
-    mine = next_task(db, 0, plan)
-    assert next_task(db, 1, plan)["prompt"] != mine["prompt"]
+    mine = offered(db, 0, plan)
+    assert offered(db, 1, plan)["prompt"] != mine["prompt"]
     monkeypatch.setattr(tasks, "LEASE", -1.0)
-    assert next_task(db, 2, plan)["prompt"] == mine["prompt"]
+    assert offered(db, 2, plan)["prompt"] == mine["prompt"]
 
 
 def test_what_is_open_comes_again(db):
-    first = next_task(db, 0, Plan())
-    assert next_task(db, 0, Plan()) == first
+    first = offered(db, 0, Plan())
+    assert offered(db, 0, Plan()) == first
 
 
 def test_a_skipped_item_goes_to_somebody_else(db):
-    first = next_task(db, 0, Plan())
+    first = offered(db, 0, Plan())
     judge(db, 0, first, kind="skip")
-    assert next_task(db, 0, Plan())["prompt"] != first["prompt"]
-    assert next_task(db, 1, Plan())["prompt"] == first["prompt"]
+    assert offered(db, 0, Plan())["prompt"] != first["prompt"]
+    assert offered(db, 1, Plan())["prompt"] == first["prompt"]
     assert overview(db, Plan())["skips"] == {"unsure": 1}
 
 
@@ -84,7 +92,7 @@ def test_orders_are_random_per_annotator_and_the_same_again(db):
     plan, orders = Plan(votes=3), {}
     for who in range(3):
         for _ in range(20):
-            task = next_task(db, who, plan)
+            task = offered(db, who, plan)
             judge(db, who, task)
             orders[who, task["prompt"]] = tuple(task["completions"])
     assert len(set(orders.values())) == 6  # all orders of three come about
@@ -97,7 +105,7 @@ def test_orders_are_random_per_annotator_and_the_same_again(db):
 
 
 def test_ranks_are_kept_in_the_items_own_order(db):
-    task = next_task(db, 0, Plan(seed=1))
+    task = offered(db, 0, Plan(seed=1))
     wanted = {"a": 1, "b": 0, "c": 1}
     judge(db, 0, task, ranks=[wanted[text] for text in task["completions"]])
     [row] = db.execute("SELECT value FROM events").fetchall()
@@ -123,30 +131,30 @@ def test_a_share_of_the_items_comes_twice_after_a_while(db):
 def test_undo_brings_back_the_last_judgement_and_then_the_one_before(db):
     plan, shown = Plan(), []
     for ranks in ([0, 1, 1], [2, 1, 0]):
-        shown.append(next_task(db, 0, plan))
+        shown.append(offered(db, 0, plan))
         judge(db, 0, shown[-1], ranks=ranks)
-    next_task(db, 0, plan)
+    offered(db, 0, plan)
     judge(db, 0, None, kind="undo")
-    back = next_task(db, 0, plan)
+    back = offered(db, 0, plan)
     assert back == shown[1] | {"previous": {"ranks": [2, 1, 0]}}
     judge(db, 0, None, kind="undo")
-    assert next_task(db, 0, plan) == shown[0] | {"previous": {"ranks": [0, 1, 1]}}
+    assert offered(db, 0, plan) == shown[0] | {"previous": {"ranks": [0, 1, 1]}}
     assert progress(db, 0, plan).done == 0
     with pytest.raises(Refused, match="nothing to undo"):
         judge(db, 0, None, kind="undo")
 
 
 def test_undo_is_of_ones_own_judgement(db):
-    judge(db, 0, next_task(db, 0, Plan()))
+    judge(db, 0, offered(db, 0, Plan()))
     with pytest.raises(Refused, match="nothing to undo"):
         judge(db, 1, None, kind="undo")
 
 
 def test_sent_twice_counts_once(db):
-    first = next_task(db, 0, Plan())
+    first = offered(db, 0, Plan())
     for _ in range(2):
         judge(db, 0, first, id="v" * 32)
-    second = next_task(db, 0, Plan())
+    second = offered(db, 0, Plan())
     judge(db, 0, second)
     for _ in range(2):  # the second undo would otherwise open the first task, too
         judge(db, 0, None, kind="undo", id="u" * 32)
@@ -158,7 +166,7 @@ def test_sent_twice_counts_once(db):
 
 
 def test_a_changed_vote_counts_and_the_first_stays_in_the_log(db):
-    task = next_task(db, 0, Plan())
+    task = offered(db, 0, Plan())
     judge(db, 0, task, ranks=[0, 1, 2])
     judge(db, 0, task, ranks=[2, 1, 0])
     assert db.execute("SELECT count(*) FROM events").fetchone()[0] == 2
@@ -178,7 +186,7 @@ def test_a_changed_vote_counts_and_the_first_stays_in_the_log(db):
     ],
 )
 def test_a_vote_must_fit_its_task(db, changes, message):
-    task = next_task(db, 0, Plan())
+    task = offered(db, 0, Plan())
     posted = {
         "id": "a" * 32,
         "kind": "vote",
