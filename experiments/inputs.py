@@ -43,8 +43,8 @@ class DataConfig:
     """Where examples come from."""
 
     path: str
-    """A .jsonl, .json, .csv or .parquet file, plain or .gz; or tfds:NAME/CONFIG:SPLIT, with a
-    split such as train or train[:10%]."""
+    """A .jsonl, .json, .csv or .parquet file, plain or .gz; or tfds:NAME/CONFIG:SPLIT,
+    with a split such as train or train[:10%]."""
     eval_path: str | None = None
     """Examples to evaluate on; none holds some of the training examples back."""
     eval_fraction: float = 0.05

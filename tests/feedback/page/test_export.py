@@ -19,9 +19,7 @@ from rlhf_jax.rewards import call_reward_function
 pytest.importorskip("uvicorn")
 
 
-def configured(
-    folder: Path, mode: Mode = "ranking", rows=(), **changes
-) -> ServeConfig:
+def configured(folder: Path, mode: Mode = "ranking", rows=(), **changes) -> ServeConfig:
     rows = rows or [{"prompt": f"p{i}", "completions": ["a", "b"]} for i in range(4)]
     file = write_rows(folder / "c.jsonl", list(rows))
     return ServeConfig(folder / "run", completions=file, mode=mode, **changes)
