@@ -20,8 +20,8 @@ Result = dict[str, Any]
 def needed(labels: list[int], accuracy: list[float], wanted: float) -> float:
     """Labels at which a curve first reaches an accuracy, between its points linearly.
 
-    >>> needed([40, 80, 120], [0.6, 0.8, 0.9], 0.85)
-    100.0
+    >>> round(needed([40, 80, 120], [0.6, 0.8, 0.9], 0.85))
+    100
     """
     for i, reached in enumerate(accuracy):
         if reached >= wanted:
@@ -43,15 +43,7 @@ def show(results: list[Result], path: Path) -> float:
     labels, at_random = curve(results, "random")
     _, active = curve(results, "active")
     rows = [
-        [
-            f"{count}",
-            *(
-                f"{own.mean():.3f}"
-                + (f" ± {statistics.stdev(own):.3f}" if len(own) > 1 else "")
-                for own in (at_random[:, i].tolist(), active[:, i].tolist())
-                for own in [np.array(own)]
-            ),
-        ]
+        [f"{count}", *(_shown(both[:, i].tolist()) for both in (at_random, active))]
         for i, count in enumerate(labels)
     ]
     columns = ["labels", "at random", "by disagreement"]
@@ -71,6 +63,11 @@ def show(results: list[Result], path: Path) -> float:
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     path.write_text(text, encoding="utf-8")
     return share
+
+
+def _shown(accuracy: list[float]) -> str:
+    spread = f" ± {statistics.stdev(accuracy):.3f}" if len(accuracy) > 1 else ""
+    return f"{statistics.mean(accuracy):.3f}{spread}"
 
 
 def draw(results: list[Result], share: float, path: Path) -> None:
