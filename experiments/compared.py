@@ -158,32 +158,33 @@ P = PreferenceConfig
 pairs = functools.partial(from_judgements, "pairs")
 pairs_alone = functools.partial(from_judgements, "pairs, no reference")
 labels = functools.partial(from_judgements, "labels")
+LOOSE = ("grpo", "dr_grpo", "dapo", "gspo", "reinforce_pp_baseline")
 ROWS: dict[str, Row] = {
     **{name: from_scores(name) for name in POLICY_PRESETS},
     "ppo": from_scores("ppo", 3e-4, kl=KLConfig(coef=0.1)),
-    # Nothing, or little, holds these: with 1e-3 they end 30 to 45 nats away.
-    **{name: from_scores(name, 5e-4) for name in ("grpo", "dr_grpo", "dapo", "gspo")},
+    # Nothing, or little, holds these: with 1e-3 they end 30 to 60 nats away.
+    **{name: from_scores(name, 5e-4) for name in LOOSE},
     **{
         name: from_samples("own pairs", online_preference, online=of(SAMPLING))
         for name, of in ONLINE_PRESETS.items()
     },
     "dpo": pairs(P()),
     "cdpo": pairs(P(label_smoothing=0.1)),
-    "dpo_js": pairs(P(divergence="js")),
+    "dpo_js": pairs(P(divergence="js"), 1e-4),
     "tr_dpo": pairs(P(), ref_sync_every=32),
     "ipo": pairs(P("ipo")),
     "hinge": pairs(P("hinge")),
     "robust": pairs(P("robust", label_smoothing=0.1)),
     "exo": pairs(P("exo")),
     # With the paper's τ = 0.05 its slope at βΔ = 0 is upwards, away from the labels.
-    "discopop": pairs(P("discopop", tau=0.2)),
+    "discopop": pairs(P("discopop", tau=0.2), 1e-4),
     "nca": pairs(P("nca")),
     "sppo": pairs(P("sppo", beta=0.05)),
     "apo_zero": pairs(P("apo_zero")),
     # Alone it lowers the chosen, too, and goes on for ever.
     "apo_down": pairs(P("apo_down", nll_coef=1.0)),
     "aot": pairs(P("aot"), devices=1),  # ranks the pairs of the whole batch
-    "aot_unpaired": pairs(P("aot_unpaired"), devices=1),
+    "aot_unpaired": pairs(P("aot_unpaired"), 1e-4, devices=1),
     "simpo": pairs_alone(P("simpo", beta=2.5)),
     "cpo": pairs_alone(P("cpo", nll_coef=1.0)),
     "slic": pairs_alone(P("cpo_hinge", nll_coef=1.0)),
