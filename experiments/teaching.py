@@ -14,6 +14,7 @@ from experiments.samples import LABELS
 from experiments.stages import Stage, load_stage, pad_id
 from rlhf_jax.data import (
     Demonstration,
+    Prompt,
     collate_demonstrations,
     collate_prompts,
     demonstrations,
@@ -63,8 +64,9 @@ def read_answered(
     most = stage.model.max_length
 
     def tokenize(texts: list[Any]) -> list[Demonstration]:
+        asked = [Prompt(text.prompt, text.origin) for text in texts]
         prompts, _ = tokenize_prompts(
-            texts, tokenizer, max_prompt_length=prompt_length, too_long=cut
+            asked, tokenizer, max_prompt_length=prompt_length, too_long=cut
         )
         answers, _ = tokenize_demonstrations(
             texts, tokenizer, max_length=most, too_long=cut

@@ -1,9 +1,8 @@
 """Rewards that read more than prompt and completion: the other columns of a row."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import UserError
 from rlhf_jax.rewards.calls import arguments, function_name, is_async
 from rlhf_jax.rewards.functions import RewardFunction
@@ -11,9 +10,20 @@ from rlhf_jax.rewards.functions import RewardFunction
 OWN = ("prompts", "completions", "completion_ids")  # what every reward is given
 
 
-def with_columns(
-    function: RewardFunction, prompts: Iterable[Prompt[str]]
-) -> RewardFunction:
+class Known(Protocol):
+    """What is known of a prompt: ``rlhf_jax.data.Prompt`` has all of it."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def origin(self) -> str: ...
+
+    @property
+    def columns(self) -> Mapping[str, Any]: ...
+
+
+def with_columns(function: RewardFunction, prompts: Iterable[Known]) -> RewardFunction:
     """A reward of prompt and completion alone: r(x, y) = f(x, y, columns of x).
 
     No reference. Such as the right answer, which stands beside each question: what is
@@ -31,6 +41,7 @@ def with_columns(
       UserError: the function takes a column that is not there, or one in which two rows
         of the same prompt differ; names column and rows.
 
+    >>> from rlhf_jax.data import Prompt
     >>> right = lambda completions, answer: [float(y == z) for y, z in
     ...     zip(completions, answer)]
     >>> reward = with_columns(right, [Prompt("1+1=", columns={"answer": "2"})])
@@ -65,9 +76,9 @@ def with_columns(
 
 
 def _rows_by_prompt(
-    prompts: Iterable[Prompt[str]], columns: Sequence[str], name: str
-) -> dict[str, Prompt[str]]:
-    rows: dict[str, Prompt[str]] = {}
+    prompts: Iterable[Known], columns: Sequence[str], name: str
+) -> dict[str, Known]:
+    rows: dict[str, Known] = {}
     for row in prompts:
         first = rows.setdefault(row.prompt, row)
         for column in columns:

@@ -13,6 +13,8 @@ from experiments import cli, policy, reward_model, sft
 from experiments.inputs import DataConfig
 from rlhf_jax.errors import UserError
 
+GOLD = "rlhf_jax.data.tiny_reviews:gold_reward"
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -125,7 +127,8 @@ def test_earlier_stages(toys, tmp_path, capsys, compilations):
         ({"reward": str(toys.root / "sft")}, "expected a reward model"),
         ({"reward": "no.such:thing"}, "no.such:thing"),
         ({"reward_kind": "logit"}, "--reward-kind logit"),
-        ({"reward": "builtins:len", "critic": "reward"}, "--critic head"),
+        ({"reward": GOLD, "critic": "reward"}, "--critic head"),
+        ({"reward": "builtins:len"}, "len takes obj: expected some of prompts"),
         ({"stop_text": "no token is this"}, "stop_text"),
         ({"devices": 99}, "devices = 99"),
         ({"preset": "grpo", "critic": "head"}, "advantages by group have no critic"),
