@@ -20,8 +20,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def compilations(monkeypatch):
-    """Counts what XLA compiles during the test."""
+    """Counts what XLA compiles during the test, but for a random key."""
     count = []
+    jax.random.key(0)
     compiled = "/jax/core/compile/backend_compile_duration"
     listener = lambda event, *_, **__: count.append(1) if event == compiled else None
     jax.monitoring.register_event_duration_secs_listener(listener)
