@@ -7,10 +7,6 @@ import tempfile
 import jax
 import pytest
 
-# Most of the tests' time goes to compiling what runs once: LLVM need not optimise it.
-QUICK = "--xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
-
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

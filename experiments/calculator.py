@@ -94,17 +94,7 @@ def main(config: Config) -> dict[str, float]:
     devices, began = local_devices(config.devices), time.perf_counter()
     sizes = {x: getattr(config, x) for x in ("demonstrations", "problems", "held_out")}
     write_products(run_dir, sizes, config.digits, config.seed)
-    demonstrations = sft.Config(
-        run_dir / "sft",
-        problem_data(run_dir, "demonstrations"),
-        model=config.model,
-        optim=config.sft_optim,
-        epochs=1,
-        devices=config.devices,
-        seed=config.seed,
-        resume=config.resume,
-    )
-    sft.main(demonstrations)
+    fine_tune(config)
     sft_seconds = time.perf_counter() - began
 
     # 1. The policy, what it is asked, and the parts of an iteration.
@@ -175,6 +165,22 @@ def main(config: Config) -> dict[str, float]:
     save_json(run_dir / "summary.json", results)
     print_table("Held-out products", ["", "found"], [*results.items()])
     return results
+
+
+def fine_tune(config: Config) -> None:
+    """SFT on the demonstrations, each seen once."""
+    sft.main(
+        sft.Config(
+            config.run_dir / "sft",
+            problem_data(config.run_dir, "demonstrations"),
+            model=config.model,
+            optim=config.sft_optim,
+            epochs=1,
+            devices=config.devices,
+            seed=config.seed,
+            resume=config.resume,
+        )
+    )
 
 
 def scores(found: Conversed) -> Array:

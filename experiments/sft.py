@@ -147,10 +147,11 @@ def main(config: Config) -> dict[str, float]:
 
     low = -math.inf if config.stop_loss is None else config.stop_loss
     start = restored or 0
-    evaluated = start > 0 and due(start, config.eval_every, total)
-    if start == total or (evaluated and evaluate()["sft/eval_loss"] <= low):
-        print(f"{run_dir}: nothing to do ({start}/{total} updates)")
-        return evaluate()
+    if start > 0 and due(start, config.eval_every, total):
+        found = evaluate()
+        if start == total or found["sft/eval_loss"] <= low:
+            print(f"{run_dir}: nothing to do ({start}/{total} updates)")
+            return found
     every = config.log_every
     with run_log("SFT", config, total, restored, every, loss="sft/loss") as log:
         for step in range(start + 1, total + 1):

@@ -258,7 +258,8 @@ def test_one_odd_value_in_a_row_never_breaks_the_reader(values, data):
 
     spoilt = {k: spoil(v) if data.draw(st.booleans()) else v for k, v in values.items()}
     for name in FORMATS:
-        adapt(Row(spoilt, "rows.jsonl", 1), name)
+        found = adapt(Row(spoilt, "rows.jsonl", 1), name)
+        assert found.reason if isinstance(found, Fault) else found  # used or named
 
 
 def test_a_prompt_s_other_columns_are_written_with_it(tmp_path):

@@ -122,8 +122,8 @@ def test_preferences_train_a_policy_that_later_stages_load(toys, tmp_path):
     rows = read_metrics(tmp_path / "dpo" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["preference/loss"] == pytest.approx(math.log(2))
-    first, second = (abs(row["preference/margin"]) for row in rows)
-    assert first < 1e-6 < second  # log-probs of two programs: alike to rounding
+    assert rows[0]["preference/accuracy"] == 0.5
+    assert rows[0]["preference/margin"] == 0 != rows[1]["preference/margin"]
     assert rows[1]["preference/eval_margin"] == found["preference/eval_margin"]
     assert (tmp_path / "dpo" / "report.png").stat().st_size > 1000
     policy.main(toys.policy(tmp_path / "ppo", policy=tmp_path / "dpo"))

@@ -37,21 +37,24 @@ def export(run_dir: Path, out: Path | None = None) -> dict[str, int]:
     db, out = connect(run_dir), run_dir if out is None else out
     # One reading: every file tells of the same moment.
     db.execute("BEGIN")
-    votes, ratings, skips = _judgements(db)
+    asked = db.execute("SELECT value FROM settings WHERE name = 'mode'").fetchone()
+    mode = "ranking" if asked is None else asked["value"]
+    votes, ratings, skips = _judgements(db, yes_no=mode == "yes_no")
     texts = [dict(row) for row in db.execute("SELECT * FROM instructions")]
-    mode = db.execute("SELECT value FROM settings WHERE name = 'mode'").fetchone()
     db.close()
-    ranking = mode is None or mode["value"] == "ranking"
-    judged = ("rankings.jsonl", votes) if ranking else ("ratings.jsonl", ratings)
+    judged = ("ratings.jsonl", ratings)
+    if mode == "ranking":
+        judged = ("rankings.jsonl", votes)
     files = dict([judged, ("skips.jsonl", skips), ("instructions.jsonl", texts)])
     for name, rows in files.items():
         _write(out / name, rows)
     return {name: len(rows) for name, rows in files.items()}
 
 
-def _judgements(db: sqlite3.Connection) -> tuple[list[Any], list[Any], list[Any]]:
+def _judgements(
+    db: sqlite3.Connection, *, yes_no: bool
+) -> tuple[list[Any], list[Any], list[Any]]:
     """(rankings, ratings, skips) in the order in which they were given."""
-    yes_no = db.execute("SELECT 1 FROM settings WHERE value = 'yes_no'").fetchone()
     found: tuple[list[Any], list[Any], list[Any]] = [], [], []
     for row in db.execute(JUDGED):
         value, completions = json.loads(row["value"]), json.loads(row["completions"])

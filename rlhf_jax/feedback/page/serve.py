@@ -1,6 +1,7 @@
 """Starts the labelling page: items, annotators, links, and the server."""
 
 import contextlib
+import importlib
 import secrets
 import socket
 import sqlite3
@@ -173,10 +174,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _uvicorn() -> Any:
     try:
-        import starlette  # noqa: F401
-        import uvicorn
+        importlib.import_module("starlette")
+        return importlib.import_module("uvicorn")
     except ImportError as error:
         raise UserError(
             f"the labelling page needs {error.name}: pip install 'rlhf_jax[label]'"
         ) from error
-    return uvicorn

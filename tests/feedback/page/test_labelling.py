@@ -173,4 +173,6 @@ def test_new_items_appear_by_themselves(browser, tmp_path):
         add_items(db, [Item("p", ("new",))])
         db.close()
         page.wait_for_selector("#answers:has-text('new')")
+        assert "new" in page.inner_text("#answers")
+        assert not page.is_visible("#notice")
         page.context.close()
