@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import page, report
+from rlhf_jax.feedback import judging, page, report
 
 RunDir = tyro.conf.Positional[Path]
 
@@ -33,9 +33,19 @@ def agreement(config: Annotated[report.Config, tyro.conf.arg(name="")]) -> None:
     report.main(config)
 
 
+def judge(config: Annotated[judging.Config, tyro.conf.arg(name="")]) -> None:
+    """Asks a model instead of people: a question, principles, or a rubric."""
+    judging.main(config)
+
+
 def main(args: list[str]) -> None:
     """Runs a command; what a person can mend ends in one line and exit code 1."""
-    commands = {"serve": serve, "export": export, "agreement": agreement}
+    commands = {
+        "serve": serve,
+        "export": export,
+        "agreement": agreement,
+        "judge": judge,
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m rlhf_jax.feedback", args=args
