@@ -69,7 +69,7 @@ def transcripts(
 def last_responses(rows: Sequence[Row]) -> list[Row]:
     """Demonstrations of what the last revision says, where it says something."""
     found = [(row["prompt"], row["revisions"][-1]["response"]) for row in rows]
-    kept = [{"prompt": p, "completion": text} for p, text in found if text.strip()]
+    kept = [{"prompt": p, "completion": text} for p, text in found if text]
     if len(kept) < len(found):
         print(f"{len(found) - len(kept)} of {len(found)} revisions are empty: left out")
     return kept
@@ -87,11 +87,9 @@ def verdicts(
     """What the judge says of two answers of the policy, where they differ."""
     two = dataclasses.replace(sampling, completions=2)
     answered = sample_completions(policy, prompts, two, seed=rng.getrandbits(31))
-    pairs = [(prompt, ys) for prompt, ys in answered if ys[0] != ys[1]]
-    if len(pairs) < len(prompts):
-        print(
-            f"{len(prompts) - len(pairs)} of {len(prompts)} pairs are equal: left out"
-        )
+    pairs = [(prompt, ys) for prompt, ys in answered if ys[0] != ys[1] and all(ys)]
+    if rest := len(prompts) - len(pairs):
+        print(f"{rest} of {len(prompts)} pairs have equal or empty answers: left out")
     asked, completions = [p for p, _ in pairs], [ys for _, ys in pairs]
     drawn = [rng.choice(constitution.principles) for _ in pairs]
     said = principle_verdicts(make_ask(judge), constitution, drawn, asked, completions)
