@@ -8,10 +8,9 @@ from typing import Any, NamedTuple, Protocol
 from transformers import PreTrainedTokenizerFast
 
 from experiments.inputs import Data, DataConfig, Examples, make_data, read_data
-from experiments.runs import PretrainedConfig
-from experiments.stages import Stage, load_policy, pad_id
 from rlhf_jax.data import Row, train_tokenizer
 from rlhf_jax.models import TransformerConfig
+from rlhf_jax.stages import PretrainedConfig, Stage, load_policy, pad_id
 
 
 class Learning(Protocol):

@@ -13,30 +13,18 @@ repetitions, after a warm-up that compiles. Run on a machine with nothing else t
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
-
-import jax
 
 from experiments import cli, peers
 from experiments.benchmark_inputs import MODELS
 from experiments.curves import curves, draw
-from experiments.limits import (
-    decode_products,
-    matrix_rate,
-    read_rate,
-    weight_products,
-)
-from experiments.peers import Case
-from experiments.timing import ForeignCPU, Lines, Report, Workload, alternate, report
-from experiments.workloads import DECODE_NEW, DECODE_ROWS, PROMPT, WORKLOADS
+from experiments.limits import decode_limits, machine_rates
+from experiments.measure import check_names, take_devices, time_workload
+from experiments.timing import Case, Lines
+from experiments.workloads import WORKLOADS
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import TransformerConfig
-from rlhf_jax.parallel import Devices, local_devices
+from rlhf_jax.parallel import Devices
 from rlhf_jax.terminal import progress
-
-PEER = "rlhf_jax"
-INTERLEAVED = 5  # rounds of decoding and its limit, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +87,12 @@ def main(config: Config) -> None:
     if config.curves:
         return draw_curves(config, devices, lines)
     if config.limits:
-        for row in machine_rates(config, devices):
-            lines.write(row)
-        for model in config.model:
-            decode_limit(config, model, devices, lines)
+        show_limits(config, devices, lines)
+    counts = {"warmup": config.warmup, "reps": config.reps}
     for case in config.cases():
         if not (config.limits and case.workload == "W1"):  # that is done
-            lines.write(time_workload(config, case, MODELS[case.model], devices))
+            model = MODELS[case.model]
+            lines.write(time_workload(case, model, devices, **counts))
 
 
 def check(config: Config) -> None:
@@ -120,102 +107,22 @@ def check(config: Config) -> None:
             raise UserError(f"{name} = {getattr(config, name)}: expected 1 or more")
 
 
-def check_names(models: tuple[str, ...], workloads: tuple[str, ...]) -> None:
-    """Refuses sizes and workloads that there are not.
-
-    Raises:
-      UserError: the message names the option.
-    """
-    for option, given, known in (
-        ("--model", models, MODELS),
-        ("--workload", workloads, WORKLOADS),
-    ):
-        for name in given:
-            if name not in known:
-                names = ", ".join(known)
-                raise UserError(f"{option} {name}: expected some of {names}")
-
-
-def take_devices(count: int) -> Devices:
-    """The first devices; a CPU is told first how many it is."""
-    try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # too late: whoever started the backend has said how many
-        pass
-    return local_devices(count)
-
-
-def build(case: Case, model: TransformerConfig, devices: Devices) -> Workload:
-    """The workload, ready to run."""
-    options = {} if case.beta is None else {"beta": case.beta}
-    return WORKLOADS[case.workload](model, devices, **options)
-
-
-def time_workload(
-    config: Config, case: Case, model: TransformerConfig, devices: Devices
-) -> Report:
-    """One workload's line."""
-    timed = build(case, model, devices)
-    [line] = time_in_turn(config, [(case, timed)], devices, reps=config.reps)
-    return line
-
-
-def time_in_turn(
-    config: Config, timed: list[tuple[Case, Workload]], devices: Devices, *, reps: int
-) -> list[Report]:
-    """The lines of workloads whose iterations alternate."""
-    for _, workload in timed:
-        for _ in range(config.warmup):
-            workload.run()
-    foreign = ForeignCPU()
-    found = alternate([workload for _, workload in timed], warmup=0, reps=reps)
-    more = {"jax": jax.__version__, "devices": len(devices)}
-    more["platform"] = devices[0].platform
-    return [
-        report(
-            case.workload,
-            case.model,
-            PEER,
-            workload,
-            seconds,
-            foreign=foreign,
-            **more,
-            **({} if case.beta is None else {"beta": case.beta}),
-        )
-        for (case, workload), seconds in zip(timed, found, strict=True)
-    ]
-
-
-def machine_rates(config: Config, devices: Devices) -> Iterator[Report]:
-    """What a product and a read reach at most."""
-    for name, make in (("product of 2048³", matrix_rate), ("read of 1 GiB", read_rate)):
-        timed = [(Case(name, ""), make())]
-        yield from time_in_turn(config, timed, devices[:1], reps=config.reps)
-
-
-def decode_limit(config: Config, name: str, devices: Devices, lines: Lines) -> None:
-    """Products of decoding alone; in turn with W1 if that is asked for."""
-    model, case = MODELS[name], Case("W1", name)
-    sizes = {"rows": DECODE_ROWS, "prompt": PROMPT, "new": DECODE_NEW}
-    products = {
-        "W1 weight products alone": weight_products(model, devices, rows=DECODE_ROWS),
-        "W1 products alone, of prompts and cache too": decode_products(
-            model, devices, **sizes
-        ),
-    }
-    timed = [(Case(label, name), workload) for label, workload in products.items()]
-    if "W1" in config.workload:
-        timed.append((case, build(case, model, devices)))
-    reps = max(config.reps, INTERLEAVED)
-    found = time_in_turn(config, timed, devices, reps=reps)
-    for line in found:
-        lines.write(line)
-    for limit, decoded in itertools.product(found[:2], found[2:]):
-        share = decoded["value"] / limit["value"]
-        print(
-            f"W1 {name}: {decoded['value']:,.0f} new tokens/s, {share:.0%} of the "
-            f"{limit['value']:,.0f} of: {limit['workload']}"
-        )
+def show_limits(config: Config, devices: Devices, lines: Lines) -> None:
+    """The machine's rates, and how near to its limit decoding comes."""
+    counts = {"warmup": config.warmup, "reps": config.reps}
+    for row in machine_rates(devices, **counts):
+        lines.write(row)
+    for name in config.model:
+        beside = "W1" in config.workload
+        found = decode_limits(name, devices, beside=beside, **counts)
+        for line in found:
+            lines.write(line)
+        for limit, decoded in itertools.product(found[:2], found[2:]):
+            share = decoded["value"] / limit["value"]
+            print(
+                f"W1 {name}: {decoded['value']:,.0f} new tokens/s, {share:.0%} of the "
+                f"{limit['value']:,.0f} of: {limit['workload']}"
+            )
 
 
 def draw_curves(config: Config, devices: Devices, lines: Lines) -> None:

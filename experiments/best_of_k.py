@@ -1,12 +1,14 @@
-"""The curve of best-of-k: what it is, its table and its picture."""
+"""Of what was drawn: the curve of best-of-k, its table and picture; the best ones."""
 
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rlhf_jax.data import Conversation
 from rlhf_jax.ops import best_of_n_kl, expected_best_of
 from rlhf_jax.rundir import save_json
 from rlhf_jax.terminal import print_table
@@ -65,3 +67,29 @@ def draw(best: Curve, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8.5, frameon=False)
     figure.savefig(path, dpi=100)
+
+
+def demonstrations(
+    texts: list[Any],
+    completions: list[str],
+    scores: dict[str, np.ndarray],
+    ended: np.ndarray,
+) -> list[dict[str, Any]]:
+    """The best completion of each prompt, of those with a text and an end of their own.
+
+    One that was cut off would teach to end in the midst of a sentence.
+    """
+    n, rows = len(completions) // len(texts), []
+    usable = ended & np.array([bool(text.strip()) for text in completions])
+    ranked = np.where(usable, scores["score"], -np.inf).reshape(-1, n)
+    for i, (text, at) in enumerate(zip(texts, ranked.argmax(axis=1), strict=True)):
+        row = i * n + int(at)
+        if not usable[row]:
+            continue
+        said: Any = completions[row]
+        if chat := isinstance(text, Conversation):
+            said = [{"role": "assistant", "content": said}]
+        prompt = list(text.messages) if chat else text.prompt
+        judged = {name: float(x[row]) for name, x in scores.items()}
+        rows.append({"prompt": prompt, "completion": said} | judged)
+    return rows

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from experiments import cli
-from experiments.best_of_k import curve, ends, report
+from experiments.best_of_k import curve, demonstrations, ends, report
 from experiments.inputs import DataConfig, parse_prompts, read_data, tokenize_asked
 from experiments.networks import (
     Networks,
@@ -32,9 +32,7 @@ from experiments.networks import (
     told_columns,
 )
 from experiments.rollouts import decode, make_scorer
-from experiments.runs import FLOAT32, PretrainedConfig
-from experiments.stages import Stage, load_policy
-from rlhf_jax.data import Conversation, batches, collate_prompts
+from rlhf_jax.data import batches, collate_prompts
 from rlhf_jax.parallel import (
     Devices,
     data_parallel,
@@ -51,6 +49,7 @@ from rlhf_jax.rewards import (
 )
 from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import FLOAT32, PretrainedConfig, Stage, load_policy
 from rlhf_jax.steps import sample_step
 from rlhf_jax.terminal import progress
 
@@ -169,32 +168,6 @@ def ask(
             )
             advance({"reward": scores["score"].mean()}, steps=int(real.sum()))
             row = row + config.batch_size
-
-
-def demonstrations(
-    texts: list[Any],
-    completions: list[str],
-    scores: dict[str, np.ndarray],
-    ended: np.ndarray,
-) -> list[dict[str, Any]]:
-    """The best completion of each prompt, of those with a text and an end of their own.
-
-    One that was cut off would teach to end in the midst of a sentence.
-    """
-    n, rows = len(completions) // len(texts), []
-    usable = ended & np.array([bool(text.strip()) for text in completions])
-    ranked = np.where(usable, scores["score"], -np.inf).reshape(-1, n)
-    for i, (text, at) in enumerate(zip(texts, ranked.argmax(axis=1), strict=True)):
-        row = i * n + int(at)
-        if not usable[row]:
-            continue
-        said: Any = completions[row]
-        if chat := isinstance(text, Conversation):
-            said = [{"role": "assistant", "content": said}]
-        prompt = list(text.messages) if chat else text.prompt
-        judged = {name: float(x[row]) for name, x in scores.items()}
-        rows.append({"prompt": prompt, "completion": said} | judged)
-    return rows
 
 
 if __name__ == "__main__":

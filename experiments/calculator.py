@@ -24,8 +24,7 @@ from experiments.inputs import read_prompts
 from experiments.interactions import Conversed, make_converse
 from experiments.logs import due
 from experiments.problems import problem_data, write_products
-from experiments.runs import FLOAT32, on_batches, resume_state, save_state
-from experiments.stages import load_policy, pad_id, save_model_files
+from experiments.runs import on_batches, resume_state, save_state
 from rlhf_jax.data import encode_texts
 from rlhf_jax.interaction import InteractionConfig, calculator
 from rlhf_jax.models import TransformerConfig, policy_apply
@@ -35,6 +34,7 @@ from rlhf_jax.report import write_report
 from rlhf_jax.rewards import final_number_reward
 from rlhf_jax.rundir import create_run_dir, save_json
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import FLOAT32, load_policy, pad_id, save_model_files
 from rlhf_jax.steps import (
     POLICY_PRESETS,
     KLConfig,

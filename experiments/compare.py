@@ -33,12 +33,11 @@ from experiments.comparison import Result, draw, read_results, show
 from experiments.networks import make_networks
 from experiments.online import read
 from experiments.rollouts import make_compare, make_draw, make_scorer
-from experiments.runs import FLOAT32
 from experiments.samples import evaluate_policy
-from experiments.stages import load_policy
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import local_devices, replicate
 from rlhf_jax.rundir import create_run_dir, load_json, save_json
+from rlhf_jax.stages import FLOAT32, load_policy
 from rlhf_jax.steps import POLICY_PRESETS, create_policy_state
 
 # It has a reference and no critic, so that what it measures includes the KL.

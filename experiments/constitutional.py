@@ -42,15 +42,15 @@ from experiments.principled import (
 )
 from experiments.principled_report import Answers, report
 from experiments.runs import RunConfig
-from experiments.stages import load_policy
 from rlhf_jax.data import prompts as parse_prompts
+from rlhf_jax.data import write_rows
 from rlhf_jax.feedback.constitution import read_constitution
 from rlhf_jax.feedback.judging import print_verdicts
-from rlhf_jax.feedback.report import write_rows
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.optim import OptimConfig
 from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import load_policy
 from rlhf_jax.steps import KLConfig, PolicyConfig
 
 MODEL = dataclasses.replace(sft.SMALL, max_length=128)
@@ -136,7 +136,7 @@ def main(config: Config) -> list[Answers]:
         revisions=config.revisions,
         rng=rng("revised"),
     )
-    write_rows(run_dir / "demonstrations.jsonl", last_responses(revised))
+    write_rows(last_responses(revised), run_dir / "demonstrations.jsonl")
     sft.main(
         sft.Config(
             run_dir / "sft",
@@ -160,7 +160,7 @@ def main(config: Config) -> list[Answers]:
         rng=rng("judged"),
     )
     print_verdicts([np.array(row["verdict"]) for row in judged])
-    write_rows(run_dir / "preferences.jsonl", preferences(judged))
+    write_rows(preferences(judged), run_dir / "preferences.jsonl")
     reward_model.main(
         reward_model.Config(
             run_dir / "reward",

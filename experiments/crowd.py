@@ -27,14 +27,13 @@ from experiments.inputs import DataConfig
 from experiments.judgements import pairs
 from experiments.sft import SMALL
 from experiments.simulation import gold_pairs, judge, make_crowd
-from rlhf_jax.data import load_tiny_reviews, read_rows
+from rlhf_jax.data import load_tiny_reviews, read_rows, write_rows
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback.report import (
     Report,
     as_votes,
     consensus_rows,
     crowd_report,
-    write_rows,
 )
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.optim import OptimConfig
@@ -84,7 +83,7 @@ def main(config: Config) -> list[Result]:
     run_dir = create_run_dir(config.run_dir, config, resume=True)
     keep_compiled(run_dir / "compiled")
     tests = load_tiny_reviews("rankings", "test", data_dir=run_dir / "data")
-    write_rows(run_dir / "gold.jsonl", gold_pairs(tests[: config.eval_items]))
+    write_rows(gold_pairs(tests[: config.eval_items]), run_dir / "gold.jsonl")
     results, reports = [], []
     for seed in config.seeds:
         folder = run_dir / f"seed{seed}"
@@ -107,12 +106,12 @@ def write_judgements(config: Config, folder: Path, seed: int) -> Report:
     asked = rng.sample(rows, config.items)
     judged = judge(asked, crowd, votes=config.votes, rng=rng)
     careful = [row for row in judged if not crowd[row["annotator"]].careless]
-    write_rows(folder / "careful.jsonl", careful)
-    write_rows(folder / "all.jsonl", judged)
+    write_rows(careful, folder / "careful.jsonl")
+    write_rows(judged, folder / "all.jsonl")
     votes = as_votes(read_rows(folder / "all.jsonl"))
     found = crowd_report(votes, rng=np.random.default_rng(seed))
     agreed = consensus_rows(found.judged, found.model)
-    write_rows(folder / "consensus.jsonl", agreed)
+    write_rows(agreed, folder / "consensus.jsonl")
     named = {
         who
         for who, known in zip(found.judged.annotators, found.reliability, strict=True)

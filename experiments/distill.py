@@ -32,7 +32,6 @@ from experiments.runs import (
     save_state,
     split_params,
 )
-from experiments.stages import Stage, load_policy, save_model_files
 from experiments.teaching import (
     evaluate_student,
     load_teacher,
@@ -47,6 +46,7 @@ from rlhf_jax.report import write_report
 from rlhf_jax.rewards import RewardFunction, load_reward_function
 from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import Stage, load_policy, save_model_files
 from rlhf_jax.steps import (
     DistillationConfig,
     create_state,

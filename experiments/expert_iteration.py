@@ -32,13 +32,13 @@ from experiments.runs import (
     save_state,
 )
 from experiments.samples import evaluate_policy, report_samples
-from experiments.stages import save_model_files
 from rlhf_jax.errors import UserError
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate, shard, unshard
 from rlhf_jax.report import write_report
 from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import best_of_n_step, create_state, sample_step, sft_step
 from rlhf_jax.types import Metrics
 

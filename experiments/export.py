@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments import cli
-from experiments.stages import MODEL_FILE, Stage, load_stage
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.hf import (
     ModelCard,
@@ -21,6 +20,7 @@ from rlhf_jax.models.hf import (
     save_pretrained,
 )
 from rlhf_jax.rundir import CONFIG_FILE, load_json
+from rlhf_jax.stages import MODEL_FILE, Stage, load_stage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from experiments.stages import pad_id
 from rlhf_jax.data import (
     Conversation,
     Row,
@@ -33,6 +32,7 @@ from rlhf_jax.data import (
 from rlhf_jax.data.sources import TFDS_PREFIX
 from rlhf_jax.data.tokenizing import TooLong
 from rlhf_jax.errors import UserError
+from rlhf_jax.stages import pad_id
 from rlhf_jax.types import TokenBatch
 
 Item = TypeVar("Item")

@@ -5,11 +5,11 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from experiments.stages import Stage
 from rlhf_jax.interaction import Environment, InteractionConfig, interact, spoken
 from rlhf_jax.models import decode_layout, policy_apply
 from rlhf_jax.parallel import Devices, data_parallel, shard, unshard
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import Stage
 from rlhf_jax.steps import sample_step
 from rlhf_jax.types import Array, Params, Rollout, TokenBatch
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.ensemble import Pairs
-from experiments.stages import pad_id
 from rlhf_jax.data import (
     Preference,
     collate_preferences,
@@ -17,6 +16,7 @@ from rlhf_jax.data import (
 from rlhf_jax.data.grammar import ADJECTIVES, POLARITY, gold_sentiment, sample_review
 from rlhf_jax.data.tiny_reviews import COOLEST, simulated_ranks, split_prompts
 from rlhf_jax.models import TransformerConfig
+from rlhf_jax.stages import pad_id
 
 COMMON = ("liked", "disliked"), ("good", "bad")  # verbs and adjectives, warm and cold
 

@@ -5,14 +5,17 @@ faster than these products alone, at the same shapes and in the same process.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.timing import Workload
+from experiments.benchmark_inputs import MODELS
+from experiments.measure import build, time_in_turn
+from experiments.timing import Case, Report, Workload
+from experiments.workloads import DECODE_NEW, DECODE_ROWS, PROMPT
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.parallel import Devices, data_parallel, replicate, shard
 from rlhf_jax.types import Array
@@ -20,6 +23,32 @@ from rlhf_jax.types import Array
 STEPS = 64  # decoding steps in an iteration
 SIDE = 2_048  # of a square matrix
 READ = 2**28  # float32, 1 GiB
+INTERLEAVED = 5  # rounds of decoding and its limit, at least
+
+
+def machine_rates(devices: Devices, *, warmup: int, reps: int) -> Iterator[Report]:
+    """What a product and a read reach at most."""
+    for name, make in (("product of 2048³", matrix_rate), ("read of 1 GiB", read_rate)):
+        timed = [(Case(name, ""), make())]
+        yield from time_in_turn(timed, devices[:1], warmup=warmup, reps=reps)
+
+
+def decode_limits(
+    name: str, devices: Devices, *, beside: bool, warmup: int, reps: int
+) -> list[Report]:
+    """Products of decoding alone, two lines; ``beside`` W1, whose line is the third."""
+    model, case = MODELS[name], Case("W1", name)
+    sizes = {"rows": DECODE_ROWS, "prompt": PROMPT, "new": DECODE_NEW}
+    products = {
+        "W1 weight products alone": weight_products(model, devices, rows=DECODE_ROWS),
+        "W1 products alone, of prompts and cache too": decode_products(
+            model, devices, **sizes
+        ),
+    }
+    timed = [(Case(label, name), workload) for label, workload in products.items()]
+    if beside:
+        timed.append((case, build(case, model, devices)))
+    return time_in_turn(timed, devices, warmup=warmup, reps=max(reps, INTERLEAVED))
 
 
 def weight_products(

@@ -21,11 +21,12 @@ import jax
 from experiments import cli, policy, reward_model
 from experiments.benchmark_inputs import MODELS
 from experiments.inputs import DataConfig
-from experiments.runs import LoraOptions, PretrainedConfig
+from experiments.runs import LoraOptions
 from rlhf_jax.data import train_tokenizer
 from rlhf_jax.models import CausalLM, init_params, num_params
 from rlhf_jax.models.hf import save_pretrained
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import PretrainedConfig
 from rlhf_jax.steps import PolicyConfig
 from rlhf_jax.terminal import print_table
 

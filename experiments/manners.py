@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from experiments import sft
 from experiments.inputs import DataConfig
+from rlhf_jax.data import write_rows
 from rlhf_jax.data.grammar import sample_review
 from rlhf_jax.data.tiny_reviews import split_prompts
 from rlhf_jax.feedback.constitution import Constitution, read_constitution
-from rlhf_jax.feedback.report import write_rows
 from rlhf_jax.models import TransformerConfig
 
 OPENERS = ("to be fair", "in my view", "i am sorry but", "with respect")
@@ -153,7 +153,7 @@ def train_assistant(
     """Supervised fine-tuning on an assistant's work, from scratch; where it lies."""
     path = run_dir / "assistant.jsonl"
     if not path.exists():
-        write_rows(path, list(demonstrations(random.Random(f"manners/{seed}"), count)))
+        write_rows(demonstrations(random.Random(f"manners/{seed}"), count), path)
     sft.main(
         sft.Config(
             run_dir / "assistant",

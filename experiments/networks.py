@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 
-from experiments.runs import PretrainedConfig, split_params
-from experiments.stages import Stage, choose_label, load_stage, pad_id
+from experiments.runs import split_params
 from rlhf_jax.data import Prompt
 from rlhf_jax.data.records import TokenIds
 from rlhf_jax.errors import UserError
@@ -35,6 +34,7 @@ from rlhf_jax.rewards import (
     with_columns,
 )
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import PretrainedConfig, Stage, load_stage, pad_id
 from rlhf_jax.steps import PolicyConfig, TrainState
 from rlhf_jax.types import ApplyFn, Array, Params, TokenBatch, join_params
 
@@ -93,6 +93,27 @@ def load_reward(
             "model's reward is its score, a classifier's its logit or probability"
         )
     return judge if kind == "score" else choose_label(judge, label)
+
+
+def choose_label(judge: Stage, label: str | None) -> Stage:
+    """The classifier with the output that is the reward, by its label's name or index.
+
+    Without a choice it is good, where there is no other than bad.
+    """
+    labels = judge.labels
+    if label is None and labels == ("bad", "good"):
+        index = 1
+    elif label in labels:
+        index = labels.index(label)
+    elif label is not None and label.isdecimal() and int(label) < len(labels):
+        index = int(label)
+    else:
+        names = ", ".join(f"{i} ({name})" for i, name in enumerate(labels))
+        raise UserError(
+            f"--reward-label {label}: which label of {judge.source} is the reward? "
+            f"expected one of {names}, by name or index"
+        )
+    return dataclasses.replace(judge, label=index)
 
 
 def told_columns(reward: Any, prompts: list[Prompt[TokenIds]], tokenizer: Any) -> Any:

@@ -21,7 +21,6 @@ from experiments.networks import (
     told_columns,
 )
 from experiments.runs import RunConfig
-from experiments.stages import Stage, load_policy, pad_id
 from rlhf_jax.models import CacheDType
 from rlhf_jax.optim import OptimConfig
 from rlhf_jax.parallel import Devices, shard
@@ -30,6 +29,7 @@ from rlhf_jax.rewards import (
     ScoreKind,
     load_reward_function,
 )
+from rlhf_jax.stages import Stage, load_policy, pad_id
 from rlhf_jax.types import TokenBatch
 
 

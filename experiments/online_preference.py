@@ -32,12 +32,12 @@ from experiments.runs import (
     save_state,
 )
 from experiments.samples import evaluate_policy, report_samples
-from experiments.stages import save_model_files
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate
 from rlhf_jax.report import write_report
 from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import (
     ONLINE_PRESETS,
     OnlinePreferenceConfig,

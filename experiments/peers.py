@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.timing import Report, wait_until_quiet
+from experiments.timing import Case, Report, wait_until_quiet
 from rlhf_jax.errors import UserError
 from rlhf_jax.terminal import print_table
 
@@ -25,18 +25,6 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = ("common.py", "bench_trl.py", "bench_tunix.py")
 TRL, FAST, TUNIX, OURS = "TRL", "TRL, fast MKL", "Tunix", "rlhf_jax"
 _FAILED = "failed"
-
-
-class Case(NamedTuple):
-    """One row of the table."""
-
-    workload: str
-    model: str
-    beta: float | None = None  # of W6
-
-    @property
-    def label(self) -> str:
-        return self.workload if self.beta is None else f"{self.workload} β {self.beta}"
 
 
 class Variant(NamedTuple):

@@ -37,13 +37,13 @@ from experiments.runs import (
     save_state,
 )
 from experiments.samples import evaluate_policy, report_samples
-from experiments.stages import save_model_files
 from rlhf_jax.errors import UserError
 from rlhf_jax.optim import make_optimizer
 from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard, unshard
 from rlhf_jax.report import write_report
 from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import (
     POLICY_PRESETS,
     PPO_PRESETS,

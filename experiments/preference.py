@@ -40,13 +40,13 @@ from experiments.runs import (
     save_state,
     split_params,
 )
-from experiments.stages import save_model_files
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import policy_apply
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate, shard
 from rlhf_jax.report import write_report
 from rlhf_jax.rundir import create_run_dir
+from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import (
     PreferenceConfig,
     UnpairedConfig,

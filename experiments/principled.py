@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.feedback.assistant import Assistant, make_ask, sample_completions
+from rlhf_jax.data import write_rows
+from rlhf_jax.feedback.assistant import make_ask, sample_completions
 from rlhf_jax.feedback.constitution import Constitution
 from rlhf_jax.feedback.judge import verdict_preferences
 from rlhf_jax.feedback.judging import principle_verdicts
-from rlhf_jax.feedback.report import write_rows
 from rlhf_jax.feedback.revision import critique_and_revise
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import Stage
 
 Row = dict[str, Any]
 
@@ -25,12 +26,12 @@ def keep_rows(
 ) -> list[Row]:
     """The rows of a file, which is made where it is not there yet."""
     if not path.exists():
-        write_rows(path, make(*args, **options))
+        write_rows(make(*args, **options), path)
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def answer(
-    assistant: Assistant, prompts: Sequence[str], sampling: SamplingConfig, seed: int
+    assistant: Stage, prompts: Sequence[str], sampling: SamplingConfig, seed: int
 ) -> list[str]:
     """One completion of each prompt."""
     drawn = sample_completions(assistant, prompts, sampling, seed=seed)
@@ -38,7 +39,7 @@ def answer(
 
 
 def transcripts(
-    assistant: Assistant,
+    assistant: Stage,
     constitution: Constitution,
     prompts: Sequence[str],
     *,
@@ -76,8 +77,8 @@ def last_responses(rows: Sequence[Row]) -> list[Row]:
 
 
 def verdicts(
-    policy: Assistant,
-    judge: Assistant,
+    policy: Stage,
+    judge: Stage,
     constitution: Constitution,
     prompts: Sequence[str],
     *,

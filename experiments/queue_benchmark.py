@@ -21,31 +21,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments import benchmark_inputs as inputs
 from experiments import cli, transformers_queue
-from experiments.benchmark import take_devices
 from experiments.curves import stop_ids
-from experiments.timing import Workload, alternate
+from experiments.measure import take_devices
+from experiments.shared_prompts import sharing
 from experiments.workloads import PROMPT, sampler
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import (
-    CausalLM,
-    TransformerConfig,
-    decode_layout,
-    init_params,
-    policy_apply,
-)
+from rlhf_jax.models import TransformerConfig
 from rlhf_jax.parallel import Devices
 from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.sampling.prefill import prefill
 from rlhf_jax.terminal import print_table
 
 PROMPTS, NEW, MEAN = 256, 256, 48
 STAGES = 4  # the last rows are decoded in halves, quarters, eighths of the slots
-SHARED_PROMPTS, COMPLETIONS, SHARED_LENGTH = 2, 8, 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +68,9 @@ def main(config: Config) -> list[dict[str, float]]:
     for name in config.model:
         model = inputs.MODELS[name]
         numbers = queue_rates(config, name, model, devices)
-        numbers["prefill, not shared / shared"] = sharing(model, config.reps)
+        numbers["prefill, not shared / shared"] = sharing(
+            model, new=NEW, reps=config.reps
+        )
         print_table(
             f"{name}: {PROMPTS} prompts of {PROMPT} tokens, {config.slots} slots on "
             f"{config.devices} device(s), medians of {config.reps}",
@@ -186,31 +179,6 @@ def run_transformers(python: Path, name: str, rows: int) -> float:
         last = (done.stderr.strip() or "nothing on stderr").splitlines()[-1]
         raise UserError(f"--transformers {python}: generate failed: {last}")
     return float(done.stdout.strip().splitlines()[-1])
-
-
-def sharing(model: TransformerConfig, reps: int) -> float:
-    """How much longer prompts take to read if each completion reads its own."""
-    apply_fn = policy_apply(model)
-    params = decode_layout(init_params(CausalLM(model), key=jax.random.key(0)))
-    few = next(inputs.prompts(model, SHARED_PROMPTS, SHARED_LENGTH))
-    many = jax.tree.map(lambda x: np.repeat(x, COMPLETIONS, axis=0), few)
-    columns = SHARED_LENGTH + NEW
-
-    @jax.jit
-    def shared(prompts):
-        cache = prefill(apply_fn, params, prompts, columns=None, chunk=None)
-        return cache.share(COMPLETIONS, NEW + 1)
-
-    @jax.jit
-    def apart(prompts):
-        return prefill(apply_fn, params, prompts, columns=columns, chunk=None)
-
-    timed = [
-        Workload(lambda f=f, x=x: jax.block_until_ready(f(x)), 1, "")
-        for f, x in ((shared, few), (apart, many))
-    ]
-    once, each = map(statistics.median, alternate(timed, warmup=2, reps=reps))
-    return each / once
 
 
 if __name__ == "__main__":

@@ -36,7 +36,6 @@ from experiments.runs import (
     split_params,
 )
 from experiments.sft import SMALL
-from experiments.stages import Stage, pad_id, save_model_files
 from rlhf_jax.data import left_padded
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import ScoreModel, TransformerConfig, policy_apply, score_apply
@@ -45,6 +44,7 @@ from rlhf_jax.parallel import local_devices, replicate, shard
 from rlhf_jax.report import write_report
 from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.sampling import SamplingConfig, generate
+from rlhf_jax.stages import Stage, pad_id, save_model_files
 from rlhf_jax.steps import REWARD_PRESETS, create_state, reward_eval, reward_step
 from rlhf_jax.types import Metrics
 

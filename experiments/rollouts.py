@@ -10,7 +10,6 @@ import numpy as np
 
 from experiments.inputs import check_pack_length
 from experiments.networks import Networks
-from experiments.stages import Stage
 from rlhf_jax.data import pack_experience
 from rlhf_jax.models import score_apply
 from rlhf_jax.parallel import Devices, data_parallel, shard, unshard
@@ -21,6 +20,7 @@ from rlhf_jax.rewards import (
     learned_reward,
 )
 from rlhf_jax.sampling import SamplingConfig, greedy
+from rlhf_jax.stages import Stage
 from rlhf_jax.steps import (
     PolicyConfig,
     PolicyState,

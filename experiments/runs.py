@@ -8,30 +8,12 @@ from typing import Any
 
 from rlhf_jax import checkpoint
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import DType, lora
+from rlhf_jax.models import lora
 from rlhf_jax.parallel import Devices, data_parallel
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import CHECKPOINTS, FLOAT32, PretrainedConfig
 from rlhf_jax.tracking import TrackingConfig
 from rlhf_jax.types import Array, Params
-
-CHECKPOINTS = "checkpoints"
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainedConfig:
-    """How checkpoints of transformers are loaded; earlier stages are as they were."""
-
-    dtype: DType = "float32"
-    """Of activations."""
-    param_dtype: DType = "float32"
-    """Of parameters, whatever the files have."""
-    remat: bool = False
-    """Recompute each layer in the backward pass: memory for time."""
-    ignore_remote_code: bool = False
-    """Reads weights although config.json names code; it never runs."""
-
-
-FLOAT32 = PretrainedConfig()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,6 @@ from experiments.runs import (
     save_state,
     split_params,
 )
-from experiments.stages import save_model_files
 from rlhf_jax.data import Conversation
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import CausalLM, TransformerConfig, init_params, policy_apply
@@ -43,6 +42,7 @@ from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate, shard
 from rlhf_jax.report import write_report
 from rlhf_jax.rundir import create_run_dir
+from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import create_state, sft_eval, sft_step
 
 SMALL = TransformerConfig(

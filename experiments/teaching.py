@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 
 from experiments.inputs import DataConfig, Prompts, read_data
 from experiments.rollouts import decode
-from experiments.runs import PretrainedConfig
 from experiments.samples import LABELS
-from experiments.stages import Stage, load_stage, pad_id
 from rlhf_jax.data import (
     Demonstration,
     Prompt,
@@ -25,6 +23,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import unshard
 from rlhf_jax.rewards import RewardFunction, call_reward_function
 from rlhf_jax.rundir import save_json
+from rlhf_jax.stages import PretrainedConfig, Stage, load_stage, pad_id
 from rlhf_jax.steps import TrainState
 from rlhf_jax.terminal import print_table
 from rlhf_jax.types import Array, Metrics, Params, Rollout, TokenBatch

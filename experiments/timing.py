@@ -12,6 +12,18 @@ from typing import Any, NamedTuple
 Report = dict[str, Any]
 
 
+class Case(NamedTuple):
+    """What is timed; one row of a table."""
+
+    workload: str
+    model: str
+    beta: float | None = None  # of W6
+
+    @property
+    def label(self) -> str:
+        return self.workload if self.beta is None else f"{self.workload} β {self.beta}"
+
+
 class Workload(NamedTuple):
     """Something to be timed."""
 

@@ -71,6 +71,7 @@ from rlhf_jax.data.tokenizing import (
     tokenize_prompts,
     tokenize_rankings,
 )
+from rlhf_jax.data.writing import write_rows
 
 __all__ = [
     "ChatTokens",
@@ -133,4 +134,5 @@ __all__ = [
     "train_tokenizer",
     "write_quarantined",
     "write_records",
+    "write_rows",
 ]

@@ -22,16 +22,14 @@ def column_value(row: Row, column: str, instead: str = "") -> Any:
 
 def text_column(row: Row, column: str, *, empty: bool = False) -> str:
     """Text that UTF-8 can write; empty only where that is allowed."""
-    value = column_value(row, column)
-    if not (empty and value == ""):
-        check_text(row, column, value)
-    return value
+    return check_text(row, column, column_value(row, column), empty=empty)
 
 
-def check_text(row: Row, column: str, value: Any) -> str:
-    """The value, if it is text, not empty, that UTF-8 can write; else raises."""
-    if not isinstance(value, str) or not value:
-        raise column_error(row, column, "text that is not empty", describe(value))
+def check_text(row: Row, column: str, value: Any, *, empty: bool = False) -> str:
+    """The value, if it is text that UTF-8 can write; else raises."""
+    if not isinstance(value, str) or not (value or empty):
+        wanted = "text" if empty else "text that is not empty"
+        raise column_error(row, column, wanted, describe(value))
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can spell what UTF-8 cannot
@@ -55,6 +53,14 @@ def list_column(row: Row, column: str, wanted: str, *, least: int = 1) -> list[A
     if not isinstance(value, list | tuple) or len(value) < least:
         raise column_error(row, column, wanted, describe(value))
     return list(value)
+
+
+def mapping_column(row: Row, column: str) -> dict[str, Any]:
+    """Names with their values."""
+    value = column_value(row, column)
+    if not isinstance(value, dict):
+        raise column_error(row, column, "a mapping", describe(value))
+    return value
 
 
 def check_integer(row: Row, column: str, value: Any, least: int, most: int) -> int:

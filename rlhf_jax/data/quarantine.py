@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
@@ -13,6 +12,7 @@ from rlhf_jax.data.formats import FORMATS, Record, detect_format, record_values
 from rlhf_jax.data.records import content
 from rlhf_jax.data.row import DataError, Fault, Row
 from rlhf_jax.data.sources import rename_columns, scan_rows
+from rlhf_jax.data.writing import write_rows
 
 LARGEST_ROW = 4 * 2**20  # characters: more is no example but a file gone wrong
 _LOOKED_AT = 1000  # rows from which a file's format is told
@@ -169,7 +169,7 @@ def write_records(records: Iterable[Record], path: str | Path) -> None:
     Raises:
       DataError: the file cannot be written; what was there before still is.
     """
-    _write_lines(map(record_values, records), path)
+    write_rows(map(record_values, records), path, default=repr)
 
 
 def write_quarantined(faults: Iterable[Fault], path: str | Path) -> None:
@@ -182,23 +182,7 @@ def write_quarantined(faults: Iterable[Fault], path: str | Path) -> None:
     Raises:
       DataError: the file cannot be written; what was there before still is.
     """
-    _write_lines(map(dataclasses.asdict, faults), path)
-
-
-def _write_lines(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
-    path = Path(path)
-    half = path.with_name(f".{path.name}.{os.getpid()}")  # nobody reads half a file
-    try:
-        # A lone surrogate becomes \\udXXX, which JSON reads as the same.
-        with open(half, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(_json(values) + "\n" for values in rows)
-        half.replace(path)
-    except OSError as error:
-        half.unlink(missing_ok=True)
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror}): free space or choose "
-            f"another folder"
-        ) from error
+    write_rows(map(dataclasses.asdict, faults), path)
 
 
 def _json(values: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,24 +20,12 @@ from rlhf_jax.data import (
 from rlhf_jax.data.records import TokenIds
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback.judge import Ask
-from rlhf_jax.models import TransformerConfig, decode_layout, policy_apply
+from rlhf_jax.models import decode_layout, policy_apply
 from rlhf_jax.sampling import SamplingConfig, generate
+from rlhf_jax.stages import Stage, pad_id
 from rlhf_jax.types import ApplyFn, Array, Params, TokenBatch
 
 BATCH = 32  # questions at a time
-
-
-class Assistant(Protocol):
-    """A network that answers, with its tokenizer."""
-
-    @property
-    def model(self) -> TransformerConfig: ...
-    @property
-    def params(self) -> Params: ...
-    @property
-    def tokenizer(self) -> Any: ...
-    @property
-    def stop_ids(self) -> tuple[int, ...]: ...
 
 
 def answer_logprobs(
@@ -70,7 +58,7 @@ def answer_logprobs(
     return jax.nn.log_softmax(logits[:, answers], axis=-1)
 
 
-def make_ask(assistant: Assistant, *, batch_size: int = BATCH) -> Ask:
+def make_ask(assistant: Stage, *, batch_size: int = BATCH) -> Ask:
     """The assistant as a function of questions and answers. No reference.
 
     With a chat template a question is the turn of a user, and the answers begin the
@@ -86,7 +74,7 @@ def make_ask(assistant: Assistant, *, batch_size: int = BATCH) -> Ask:
       answer is not one token, two are the same, or a question does not fit the context.
     """
     choose = jax.jit(functools.partial(answer_logprobs, policy_apply(assistant.model)))
-    pad = pad_token(assistant.tokenizer)
+    params, pad = assistant.merged().params, pad_id(assistant.tokenizer)
 
     def ask(questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         ids = question_ids(assistant, questions, room=0)
@@ -95,7 +83,7 @@ def make_ask(assistant: Assistant, *, batch_size: int = BATCH) -> Ask:
         collate = functools.partial(collate_prompts, length=length, pad_id=pad)
         found = [np.zeros((0, len(answers)), np.float32)]
         for batch, real in batches([Prompt(x) for x in ids], batch_size, collate):
-            said = choose(assistant.params, batch, choices)
+            said = choose(params, batch, choices)
             found.append(np.asarray(said)[np.asarray(real)])
         return np.concatenate(found)
 
@@ -103,7 +91,7 @@ def make_ask(assistant: Assistant, *, batch_size: int = BATCH) -> Ask:
 
 
 def sample_completions(
-    assistant: Assistant,
+    assistant: Stage,
     prompts: Sequence[str],
     sampling: SamplingConfig,
     *,
@@ -133,7 +121,7 @@ def sample_completions(
             f"sampling.max_new_tokens = {budget}: of the policy's context of {context} "
             f"tokens, {context - budget} are left for a prompt"
         )
-    pad, count = pad_token(assistant.tokenizer), sampling.completions
+    pad, count = pad_id(assistant.tokenizer), sampling.completions
     stop_ids = sampling.stop_ids or assistant.stop_ids
     sampling = dataclasses.replace(sampling, stop_ids=stop_ids, pad_id=pad)
     asked = [Prompt(x) for x in question_ids(assistant, prompts, room=budget)]
@@ -142,7 +130,7 @@ def sample_completions(
     apply_fn, key = policy_apply(assistant.model), jax.random.key(seed)
     sample = jax.jit(functools.partial(generate, apply_fn, config=sampling))
     params, rows = (
-        decode_layout(assistant.params),
+        decode_layout(assistant.merged().params),
         np.arange(batch_size, dtype=np.int32),
     )
     for first, (batch, _) in enumerate(batches(asked, batch_size, collate)):
@@ -155,7 +143,7 @@ def sample_completions(
 
 
 def question_ids(
-    assistant: Assistant, questions: Sequence[str], *, room: int
+    assistant: Stage, questions: Sequence[str], *, room: int
 ) -> list[TokenIds]:
     """Questions as the assistant reads them: a user's turn, or plain text.
 
@@ -186,12 +174,6 @@ def question_ids(
             )
         found.append(ids)
     return found
-
-
-def pad_token(tokenizer: Any) -> int:
-    """What stands where there is no token: never looked at. No reference."""
-    pad = tokenizer.pad_token_id
-    return tokenizer.eos_token_id if pad is None else pad
 
 
 def _answer_ids(tokenizer: Any, answers: Sequence[str]) -> list[int]:

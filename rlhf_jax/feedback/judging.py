@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from rlhf_jax.data import read_rows
+from rlhf_jax.data import read_rows, write_rows
 from rlhf_jax.data.columns import check_text, list_column, text_column
 from rlhf_jax.data.row import Row
 from rlhf_jax.errors import UserError
@@ -25,9 +25,8 @@ from rlhf_jax.feedback.judge import (
     verdict_preferences,
     verdict_ranking,
 )
-from rlhf_jax.feedback.page.completions import load_policy
-from rlhf_jax.feedback.report import write_rows
 from rlhf_jax.feedback.rubric import read_rubric, rubric_reward
+from rlhf_jax.stages import load_policy
 from rlhf_jax.terminal import print_table
 
 
@@ -83,7 +82,7 @@ def main(config: Config) -> list[np.ndarray]:
             where |= {"annotator": config.as_annotator}
             found = [verdict_ranking(prompt, texts, verdict, **where)]
         written += [dataclasses.asdict(record) for record in found]
-    write_rows(config.out, written)
+    write_rows(written, config.out)
     print(f"{len(written):,} rows: {config.out}")
     return verdicts
 

@@ -1,6 +1,5 @@
 """``python -m rlhf_jax.feedback agreement``: who agrees, who is careless, consensus."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import tyro
 
 from rlhf_jax.data.records import Ranking, preferences, rankings
 from rlhf_jax.data.sources import DataError, Row, read_rows
+from rlhf_jax.data.writing import write_rows
 from rlhf_jax.feedback.agreement import Agreement, Interval, measure_agreement
 from rlhf_jax.feedback.annotators import (
     DawidSkene,
@@ -78,7 +78,7 @@ def main(config: Config) -> Report:
     print_report(found, names)
     if config.out is not None:
         agreed = consensus_rows(found.judged, found.model)
-        write_rows(config.out, agreed)
+        write_rows(agreed, config.out)
         print(f"{len(agreed):,} consensus rows: {config.out}")
     return found
 
@@ -251,21 +251,6 @@ def consensus_rows(judged: Judged, model: DawidSkene) -> list[dict[str, Any]]:
         {"prompt": prompt, "completion": completion} | said(round(mean, 6))
         for (prompt, completion), mean in zip(judged.units, means.tolist(), strict=True)
     ]
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows as JSONL. No reference.
-
-    Raises:
-      DataError: the file cannot be written.
-    """
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    try:
-        path.write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror}); name another file"
-        ) from error
 
 
 def _number(found: Interval) -> str:

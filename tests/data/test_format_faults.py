@@ -121,6 +121,11 @@ FAULTS = [
     ),
     (
         "label_studio",
+        {"data": None, "annotations": [pairwise("left", 1)]},
+        "'data': expected a mapping, found null",
+    ),
+    (
+        "label_studio",
         {"data": TASK, "annotations": []},
         "'annotations': expected one that is not skipped, found none",
     ),
@@ -155,6 +160,7 @@ FAULTS = [
         RANKED | {"annotation_id": 1, "rank": ranker(["llm_5"])["value"]},
         "the ids of the items (llm_5, llm_4, llm_3)",
     ),
+    ("argilla", {"responses": {}}, "no column 'fields'; the columns are responses"),
     (
         "argilla",
         {"fields": FIELDS, "responses": {}},

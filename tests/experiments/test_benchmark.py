@@ -11,7 +11,8 @@ import pytest
 from experiments import benchmark, curves, logits_memory, peers
 from experiments.benchmark_inputs import MODELS, pairs, prompts
 from experiments.limits import decode_products, product_shapes, weight_products
-from experiments.timing import ForeignCPU, Workload, alternate, report
+from experiments.measure import take_devices, time_workload
+from experiments.timing import Case, ForeignCPU, Workload, alternate, report
 from experiments.workloads import WORKLOADS
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import TransformerConfig, num_params
@@ -66,8 +67,7 @@ CASES = benchmark.Config(model=("M3",)).cases()
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 def test_workloads_report_a_rate(case):
-    config = benchmark.Config(reps=1, warmup=1)
-    line = benchmark.time_workload(config, case, M0, local_devices(2))
+    line = time_workload(case, M0, local_devices(2), warmup=1, reps=1)
     assert line.keys() >= KEYS
     assert line["value"] > 0 and line["unit"] == UNITS[case.workload]
     assert (line["n"], line["devices"], line.get("beta")) == (1, 2, case.beta)
@@ -196,16 +196,16 @@ def test_comparison_takes_medians_and_keeps_failures(
 
 def test_peers_get_their_options(fake_peers):
     folder, envs = fake_peers
-    case = peers.Case("W6", "M3", 0.0)
+    case = Case("W6", "M3", 0.0)
     trl, fast, tunix = peers.peer_variants(case, folder, envs, reps=2)
     assert trl.command[2:] == [
         *("--workload", "W6", "--model", "M3", "--reps", "2", "--beta", "0.0")
     ]
     assert fast.env["LD_PRELOAD"].endswith("mkl_amd.so")
     assert tunix.command[:2] == [str(envs / "tunix/bin/python"), "bench_tunix.py"]
-    ppo = peers.peer_variants(peers.Case("W5", "M3"), folder, envs, reps=2)
+    ppo = peers.peer_variants(Case("W5", "M3"), folder, envs, reps=2)
     assert ppo[0].env["PYTHONPATH"].endswith("trl_ppo")
-    sft = peers.peer_variants(peers.Case("W2", "M3"), folder, envs, reps=2)
+    sft = peers.peer_variants(Case("W2", "M3"), folder, envs, reps=2)
     names = [variant.name for variant in sft]
     assert names == ["", "bare loop", "", "bare loop", ""]
 
@@ -226,7 +226,7 @@ def test_what_is_unknown_or_missing_is_one_line(fake_peers, tmp_path):
 
 
 def test_devices_that_are_taken():
-    assert len(benchmark.take_devices(2)) == 2
+    assert len(take_devices(2)) == 2
     assert jax.local_device_count() == 8  # those of the tests: the backend has started
 
 

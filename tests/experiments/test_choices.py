@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from experiments import best_of_n, expert_iteration, export, online_preference, sft
+from experiments.best_of_k import demonstrations
 from experiments.inputs import DataConfig
 from experiments.runs import LoraOptions
-from experiments.stages import load_stage
 from rlhf_jax.data import Conversation
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.errors import UserError
 from rlhf_jax.rundir import load_json
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import load_stage
 from rlhf_jax.steps import ONLINE_PRESETS
 from rlhf_jax.tracking import read_metrics
 
@@ -129,7 +130,7 @@ def test_the_best_that_has_ended_is_a_demonstration():
     completions = ["cut", "good", "bad", "  ", "cut", "cut", "yes", "no", "cut"]
     scores = {"score": np.arange(9.0)[::-1]}
     ended = np.array([text != "cut" for text in completions])
-    rows = best_of_n.demonstrations(texts, completions, scores, ended)
+    rows = demonstrations(texts, completions, scores, ended)
     assert rows == [
         {"prompt": "a", "completion": "good", "score": 7.0},
         {

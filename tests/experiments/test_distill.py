@@ -7,10 +7,10 @@ import pytest
 
 from experiments import distill, export, sft
 from experiments.runs import LoraOptions
-from experiments.stages import load_stage
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import load_stage
 from rlhf_jax.steps import DistillationConfig
 from rlhf_jax.tracking import read_metrics
 

@@ -11,10 +11,10 @@ import pytest
 from experiments import cli, export, preference
 from experiments.inputs import DataConfig
 from experiments.runs import LoraOptions
-from experiments.stages import load_stage
 from rlhf_jax import checkpoint
 from rlhf_jax.errors import UserError
 from rlhf_jax.ops.unpaired_loss import UnpairedKind
+from rlhf_jax.stages import load_stage
 from rlhf_jax.steps import PreferenceConfig, UnpairedConfig
 from rlhf_jax.tracking import read_metrics
 

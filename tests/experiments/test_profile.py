@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments.profile import ELSE, KINDS, NOTHING, Event, kind_of, spend
+from experiments.traces import ELSE, KINDS, NOTHING, Event, kind_of, spend
 
 
 def test_a_workload_is_cut_into_kinds_that_add_up(tmp_path):

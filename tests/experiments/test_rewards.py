@@ -10,13 +10,12 @@ from models.tiny import batch_of
 
 from experiments.networks import load_reward
 from experiments.rollouts import make_scorer
-from experiments.runs import FLOAT32
-from experiments.stages import Stage
 from rlhf_jax.data import save_tokenizer, train_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.parallel import local_devices, replicate, shard, unshard
 from rlhf_jax.rewards import repetition_reward
+from rlhf_jax.stages import FLOAT32, Stage
 from rlhf_jax.types import Rollout
 
 CONFIG = TransformerConfig(

@@ -19,11 +19,11 @@ from experiments import (
 from experiments.inputs import DataConfig, read_data
 from experiments.judgements import JUDGEMENTS
 from experiments.runs import LoraOptions
-from experiments.stages import load_stage
 from rlhf_jax import checkpoint
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import score_apply
 from rlhf_jax.rewards import sequence_scores
+from rlhf_jax.stages import load_stage
 from rlhf_jax.steps import POLICY_PRESETS, PreferenceConfig
 from rlhf_jax.tracking import read_metrics
 

@@ -11,12 +11,12 @@ import pytest
 from experiments import export, policy, reward_model, sft
 from experiments.inputs import DataConfig
 from experiments.runs import LoraOptions
-from experiments.stages import eos_id, load_stage
 from rlhf_jax import checkpoint
 from rlhf_jax.data import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import CausalLM, TransformerConfig, init_params, policy_apply
 from rlhf_jax.models.hf import load_adapters, load_pretrained, save_pretrained
+from rlhf_jax.stages import eos_id, load_stage
 from rlhf_jax.tracking import read_metrics
 from rlhf_jax.types import TokenBatch
 

@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 from data.chat_templates import CHATML, make_tokenizer
 
-from experiments import stages
-from rlhf_jax import checkpoint
+from rlhf_jax import checkpoint, stages
 from rlhf_jax.data import left_padded, read_rows, train_tokenizer
 from rlhf_jax.data.records import preferences, rankings
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import make_ask, sample_completions
 from rlhf_jax.feedback.__main__ import main as command
 from rlhf_jax.feedback.assistant import question_ids
-from rlhf_jax.feedback.page.completions import Policy
 from rlhf_jax.models import CausalLM, TransformerConfig, init_params, policy_apply
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.stages import Stage
 
 MODEL = TransformerConfig(
     vocab_size=350,
@@ -52,19 +51,28 @@ answers = ["a", "b", "c"]
 """
 
 
-def make_assistant(tokenizer) -> Policy:
+def make_assistant(tokenizer) -> Stage:
     """Random parameters, five times as large: an opinion on everything."""
     params = init_params(CausalLM(MODEL), key=jax.random.key(0))
     params = jax.tree.map(lambda x: 5 * x, params)
-    return Policy(MODEL, params, tokenizer, (tokenizer.eos_token_id,))
+    return Stage(
+        MODEL,
+        tokenizer,
+        params,
+        num_outputs=0,
+        source="",
+        base=None,
+        stop_ids=(tokenizer.eos_token_id,),
+        hf_config=None,
+    )
 
 
 @pytest.fixture(scope="module")
-def assistant() -> Policy:
+def assistant() -> Stage:
     return make_assistant(train_tokenizer(["a film a film b or a"], vocab_size=300))
 
 
-def alone(assistant: Policy, ids, answers) -> np.ndarray:
+def alone(assistant: Stage, ids, answers) -> np.ndarray:
     """log P(answer | question) of one question without padding."""
     batch = left_padded([ids], length=len(ids), pad_id=0)
     logits = policy_apply(assistant.model)(assistant.params, batch).logits

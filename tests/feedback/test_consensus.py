@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from feedback.crowds import crowd_rankings
 
-from rlhf_jax.data import Ranking, Row, preferences, read_rows
+from rlhf_jax.data import Ranking, Row, preferences, read_rows, write_rows
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import (
@@ -18,7 +18,7 @@ from rlhf_jax.feedback import (
     ranking_votes,
 )
 from rlhf_jax.feedback.__main__ import main as command
-from rlhf_jax.feedback.report import as_gold, as_votes, crowd_report, write_rows
+from rlhf_jax.feedback.report import as_gold, as_votes, crowd_report
 
 
 def say(who: int, *ranks: int, prompt: str = "p") -> Ranking:
@@ -129,13 +129,13 @@ def judged(tmp_path):
         }
         for r in [*rankings, *rankings[:20]]  # twenty are judged twice
     ]
-    write_rows(tmp_path / "judged.jsonl", rows)
+    write_rows(rows, tmp_path / "judged.jsonl")
     truth = []
     for prompt in [f"p{n}" for n in range(25)]:
         golds = {text: g for (p, text), g in gold.items() if p == prompt}
         texts = sorted(golds, key=golds.__getitem__, reverse=True)
         truth.append({"prompt": prompt, "completions": texts, "ranks": [0, 1, 2, 3]})
-    write_rows(tmp_path / "gold.jsonl", truth)
+    write_rows(truth, tmp_path / "gold.jsonl")
     return tmp_path
 
 
@@ -156,11 +156,12 @@ def test_the_command(judged, capsys):
     assert sum(p.weight for p in pairs) == pytest.approx(100, abs=1e-3)
 
 
-def test_the_command_s_complaints(tmp_path):
+def test_the_command_s_complaints(judged):
     with pytest.raises(SystemExit, match=r"error: .*no.jsonl: no such file"):
-        command(["agreement", str(tmp_path / "no.jsonl")])
-    with pytest.raises(DataError, match="cannot be written"):
-        write_rows(tmp_path / "no" / "out.jsonl", [])
+        command(["agreement", str(judged / "no.jsonl")])
+    options = ["--out", str(judged / "no" / "out.jsonl"), "--resamples", "10"]
+    with pytest.raises(SystemExit, match=r"error: .*out.jsonl: cannot be written \("):
+        command(["agreement", str(judged / "judged.jsonl"), *options])
 
 
 def row(**values) -> Row:
@@ -202,8 +203,8 @@ def test_ratings(tmp_path, capsys, column):
     guessed = rng.permutation(truth)
     values = np.stack([truth, truth, truth, guessed], axis=1).tolist()
     rows = ratings(column, values)
-    write_rows(tmp_path / "in.jsonl", [r.values for r in rows])
-    write_rows(tmp_path / "gold.jsonl", [r.values for r in rows[:40]])
+    write_rows([r.values for r in rows], tmp_path / "in.jsonl")
+    write_rows([r.values for r in rows[:40]], tmp_path / "gold.jsonl")
     options = [str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl")]
     gold = ["--gold", str(tmp_path / "gold.jsonl"), "--resamples", "50"]
     command(["agreement", *options, *gold])

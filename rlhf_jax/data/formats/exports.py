@@ -12,6 +12,7 @@ from rlhf_jax.data.columns import (
     column_error,
     describe,
     list_column,
+    mapping_column,
 )
 from rlhf_jax.data.records import Preference, Ranking, rankings
 from rlhf_jax.data.row import Row
@@ -34,7 +35,7 @@ def label_studio(row: Row) -> list[Judged]:
     """Label Studio: Pairwise and Ranker, as JSON or as JSON-MIN."""
     if "annotations" not in row.values:
         return [_short_task(row)]
-    data = _mapping(row, "data", row.values.get("data"))
+    data = mapping_column(row, "data")
     wanted = "a list of annotations"
     given = list_column(row, "annotations", wanted, least=0)
     kept = [a for a in given if isinstance(a, dict) and not a.get("was_cancelled")]
@@ -127,7 +128,7 @@ def _ranking(
 
 def argilla(row: Row) -> list[Ranking[str]]:
     """Argilla: records with ``fields``, and ``responses`` to a ranking question."""
-    fields = _mapping(row, "fields", row.values.get("fields"))
+    fields = mapping_column(row, "fields")
     prompt = fields.get("prompt", fields.get("instruction"))
     check_text(row, "fields", prompt)
     texts = {_plain(name): text for name, text in fields.items()}
@@ -185,9 +186,3 @@ def _named_ranks(value: Any) -> dict[str, int]:
 def _plain(name: Any) -> str:
     """``Response 1``, ``response-1`` and ``response1`` are the same one."""
     return re.sub(r"[\W_]", "", str(name)).lower()
-
-
-def _mapping(row: Row, column: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise column_error(row, column, "a mapping", describe(value))
-    return value

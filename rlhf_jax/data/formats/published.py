@@ -11,6 +11,7 @@ from rlhf_jax.data.columns import (
     column_value,
     describe,
     list_column,
+    mapping_column,
     text_column,
 )
 from rlhf_jax.data.formats.trl import implicit_preference
@@ -37,7 +38,7 @@ def summarize_from_feedback(row: Row) -> list[Preference[str]]:
 
     Stiennon et al. 2020, arXiv:2009.01325; the prompts are those of their code.
     """
-    info = _mapping(row, "info")
+    info = mapping_column(row, "info")
     texts = list_column(row, "summaries", "a list of two summaries", least=2)
     if len(texts) != 2:
         raise column_error(row, "summaries", "a list of two summaries", describe(texts))
@@ -129,10 +130,3 @@ def ultrafeedback_binarized(row: Row) -> list[Preference[Any]]:
     for column in ("chosen", "rejected"):
         list_column(row, column, "a list of messages")
     return implicit_preference(row)
-
-
-def _mapping(row: Row, column: str) -> dict[str, Any]:
-    value = column_value(row, column)
-    if not isinstance(value, dict):
-        raise column_error(row, column, "a mapping", describe(value))
-    return value

@@ -2,10 +2,10 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.data.writing import write_rows
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback.page.store import connect
 
@@ -46,8 +46,15 @@ def export(run_dir: Path, out: Path | None = None) -> dict[str, int]:
     if mode == "ranking":
         judged = ("rankings.jsonl", votes)
     files = dict([judged, ("skips.jsonl", skips), ("instructions.jsonl", texts)])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{out}: no folder, and none can be made ({error.strerror}); choose "
+            "another --out"
+        ) from error
     for name, rows in files.items():
-        _write(out / name, rows)
+        write_rows(rows, out / name)
     return {name: len(rows) for name, rows in files.items()}
 
 
@@ -79,20 +86,3 @@ def _judgements(
             del who["shown"]
             found[1].append(item | rated | who)
     return found
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Whole, or not at all."""
-    half = path.with_name(f".{path.name}.half")
-    lines: Iterator[str] = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with half.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-        half.replace(path)
-    except OSError as error:
-        half.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); free space, or choose "
-            "another --out"
-        ) from error

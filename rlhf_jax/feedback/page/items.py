@@ -4,9 +4,10 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from rlhf_jax.data.sources import DataError, Row
+from rlhf_jax.data.columns import check_text, list_column, text_column
+from rlhf_jax.data.row import Row
 
 Mode = Literal["ranking", "yes_no", "scale"]
 
@@ -70,29 +71,10 @@ def read_items(rows: Iterable[Row], mode: Mode) -> tuple[list[Item], int]:
 
 
 def _prompt_completions(row: Row, mode: Mode) -> tuple[str, list[str]]:
+    """Texts may be empty here: which completions are left out is `make_items`'s say."""
+    prompt = text_column(row, "prompt", empty=True)
     if mode != "ranking" and "completions" not in row.values:
-        return _text(row, "prompt"), [_text(row, "completion")]
-    listed = row.values.get("completions")
-    if not isinstance(listed, list):
-        raise _error(row, "completions", "a list of texts", type(listed).__name__)
-    texts = [_text(row, "completions", one) for one in listed]
-    return _text(row, "prompt"), texts
-
-
-def _text(row: Row, column: str, *value: Any) -> str:
-    text = value[0] if value else row.values.get(column)
-    if not isinstance(text, str):
-        raise _error(row, column, "text", type(text).__name__)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can spell what UTF-8 cannot
-        found = f"{text[error.start]!r} at character {error.start + 1}"
-        raise _error(row, column, "text without lone surrogates", found) from error
-    return text
-
-
-def _error(row: Row, column: str, wanted: str, found: str) -> DataError:
-    return DataError(
-        f"{row.origin}: column {column!r}: expected {wanted}, found {found}; the "
-        f"columns are {', '.join(map(str, row.values))}; correct or remove the row"
-    )
+        return prompt, [text_column(row, "completion", empty=True)]
+    listed = list_column(row, "completions", "a list of texts", least=0)
+    texts = [check_text(row, "completions", one, empty=True) for one in listed]
+    return prompt, texts

@@ -85,7 +85,8 @@ def fill(db: sqlite3.Connection, config: ServeConfig) -> None:
         items, left_out = read_items(read_rows(config.completions), config.mode)
         _add(db, items, left_out, config)
     if config.prompts is not None and config.policy is not None:
-        from rlhf_jax.feedback.page.completions import load_policy, sample_completions
+        from rlhf_jax.feedback.assistant import sample_completions
+        from rlhf_jax.stages import load_policy
 
         known = {row["prompt"] for row in db.execute("SELECT prompt FROM items")}
         asked = [row.prompt for row in prompt_records(read_rows(config.prompts))]

@@ -198,6 +198,9 @@ def test_the_command_exports(tmp_path, capsys):
     main(["export", str(page.run_dir), "--out", str(tmp_path / "out")])
     assert "rankings.jsonl: 1 rows" in capsys.readouterr().out
     assert rankings(read_rows(tmp_path / "out/rankings.jsonl"))
+    no_folder = tmp_path / "out/rankings.jsonl"
+    with pytest.raises(SystemExit, match="error: .*no folder.* another --out"):
+        main(["export", str(page.run_dir), "--out", str(no_folder)])
     with pytest.raises(SystemExit, match="error: .*no labels.sqlite"):
         main(["export", str(tmp_path)])
 
@@ -226,7 +229,11 @@ def test_what_cannot_be_served_is_said_in_one_line(tmp_path, options, message):
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({"prompt": "p"}, "'completions': expected a list of texts"),
+        ({"prompt": "p"}, "no column 'completions'; the columns are prompt;"),
+        (
+            {"prompt": "p", "completions": "a"},
+            "'completions': expected a list of texts, found 'a'",
+        ),
         ({"prompt": 3, "completions": ["a", "b"]}, "'prompt': expected text"),
         ({"prompt": "p", "completions": ["a", None]}, "'completions': expected text"),
         ({"prompt": "p", "completions": ["a", "\ud800"]}, "lone surrogates"),

@@ -11,11 +11,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from experiments.runs import CHECKPOINTS, FLOAT32, PretrainedConfig
 from rlhf_jax import checkpoint
 from rlhf_jax.data import load_tokenizer, save_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import TransformerConfig
+from rlhf_jax.models import DType, TransformerConfig
 from rlhf_jax.models.hf import Kind, label_names, load_pretrained, resolve
 from rlhf_jax.models.lora import LoraConfig, apply, merge
 from rlhf_jax.rundir import load_json, save_json
@@ -23,6 +22,24 @@ from rlhf_jax.types import Params
 
 MODEL_FILE = "model.json"
 TOKENIZER = "tokenizer"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedConfig:
+    """How checkpoints of transformers are loaded; earlier stages are as they were."""
+
+    dtype: DType = "float32"
+    """Of activations."""
+    param_dtype: DType = "float32"
+    """Of parameters, whatever the files have."""
+    remat: bool = False
+    """Recompute each layer in the backward pass: memory for time."""
+    ignore_remote_code: bool = False
+    """Reads weights although config.json names code; it never runs."""
+
+
+FLOAT32 = PretrainedConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +83,7 @@ def save_model_files(
     num_outputs: int = 0,
     params_path: str = "params",
 ) -> None:
-    """Writes what a later stage needs besides the checkpoints.
+    """Writes what a later stage needs besides the checkpoints. No reference.
 
     Args:
       run_dir: of the stage.
@@ -76,6 +93,9 @@ def save_model_files(
       lora: of the adapters, where the checkpoints have no more than those.
       num_outputs: of a reward model's head; 0 for a policy.
       params_path: where in the checkpoints the network's parameters are.
+
+    Raises:
+      RunError: the files cannot be written.
     """
     values = {
         "kind": "reward" if num_outputs else "policy",
@@ -101,6 +121,8 @@ def load_stage(
 ) -> Stage:
     """Loads the latest checkpoint of an earlier stage, or one of transformers.
 
+    No reference.
+
     Args:
       path: a run directory; or a folder that transformers wrote, or a hub id.
       kind: what it must be.
@@ -108,8 +130,26 @@ def load_stage(
       pretrained: how a checkpoint of transformers is loaded.
       base: a policy that is loaded already; adapters trained on it share its arrays.
 
+    Returns:
+      The stage; adapters that it trained lie beside what they adapt.
+
     Raises:
       UserError: there is no such stage, or one of the other kind.
+
+    >>> import jax, tempfile
+    >>> from rlhf_jax.data import train_tokenizer
+    >>> from rlhf_jax.models import CausalLM, init_params
+    >>> run_dir = Path(tempfile.mkdtemp())
+    >>> tokenizer = train_tokenizer([], vocab_size=259)  # one token a byte
+    >>> model = TransformerConfig(
+    ...     vocab_size=259, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1, d_head=8,
+    ...     d_ff=16, max_length=8)
+    >>> state = {"params": init_params(CausalLM(model), key=jax.random.key(0))}
+    >>> checkpoint.save(run_dir / CHECKPOINTS, 1, state, host_state={}, keep=1)
+    >>> save_model_files(run_dir, model, tokenizer, began=None)
+    >>> stage = load_policy(run_dir)  # load_stage(run_dir, "policy", option="--policy")
+    >>> stage.model == model, stage.stop_ids == (eos_id(tokenizer),)
+    (True, True)
     """
     if not (path / MODEL_FILE).is_file():
         return _load_hf(path, kind, option, pretrained)
@@ -149,29 +189,16 @@ def load_stage(
     )
 
 
-def choose_label(judge: Stage, label: str | None) -> Stage:
-    """The classifier with the output that is the reward, by its label's name or index.
+def load_policy(path: Path, pretrained: PretrainedConfig = FLOAT32) -> Stage:
+    """The policy that --policy names, its own adapters merged. No reference.
 
-    Without a choice it is good, where there is no other than bad.
+    Args:
+      path: see `load_stage`.
+      pretrained: how a checkpoint of transformers is loaded.
+
+    Raises:
+      UserError: there is no such stage, or it is a reward model.
     """
-    labels = judge.labels
-    if label is None and labels == ("bad", "good"):
-        index = 1
-    elif label in labels:
-        index = labels.index(label)
-    elif label is not None and label.isdecimal() and int(label) < len(labels):
-        index = int(label)
-    else:
-        names = ", ".join(f"{i} ({name})" for i, name in enumerate(labels))
-        raise UserError(
-            f"--reward-label {label}: which label of {judge.source} is the reward? "
-            f"expected one of {names}, by name or index"
-        )
-    return dataclasses.replace(judge, label=index)
-
-
-def load_policy(path: Path, pretrained: PretrainedConfig) -> Stage:
-    """The policy that --policy names, its own adapters merged."""
     return load_stage(path, "policy", option="--policy", pretrained=pretrained).merged()
 
 
