@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
+from scipy.stats import t
 
 from rlhf_jax.feedback.report import Report
 from rlhf_jax.terminal import print_table
@@ -19,11 +20,14 @@ ARMS = {
     "careful": "votes of the careful alone",
 }
 
+BEST = "careful"  # what the others are compared with, seed by seed
+
 Result = dict[str, Any]
 
 
 def show(results: list[Result], path: Path) -> None:
     """Means over seeds, on the terminal and as Markdown."""
+    careful = {r["seed"]: r["accuracy"] for r in results if r["arm"] == BEST}
     rows = []
     for arm, name in ARMS.items():
         own = [r for r in results if r["arm"] == arm]
@@ -31,12 +35,27 @@ def show(results: list[Result], path: Path) -> None:
         spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
         count = f"{statistics.mean(r['pairs'] for r in own):,.0f}"
         each = "  ".join(f"{accuracy:.3f}" for accuracy in found)
-        rows.append([name, count, f"{statistics.mean(found):.3f}{spread}", each])
+        behind = [100 * (r["accuracy"] - careful[r["seed"]]) for r in own]
+        against = "–" if arm == BEST else points(behind)
+        rows.append(
+            [name, count, f"{statistics.mean(found):.3f}{spread}", each, against]
+        )
     columns = ["trained on", "pairs", "gold accuracy", "each seed"]
+    columns.append("points more than the careful (95 %)")
     print_table("Reward models of a crowd, a part of it careless", columns, rows)
     lines = [columns, ["---"] * len(columns), *rows]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     path.write_text(text, encoding="utf-8")
+
+
+def points(found: list[float]) -> str:
+    """Mean and Student's interval of differences, a seed each."""
+    mean = f"{statistics.mean(found):+.1f}"
+    if len(found) < 2:
+        return mean
+    error = statistics.stdev(found) / len(found) ** 0.5
+    low, high = t.interval(0.95, len(found) - 1, statistics.mean(found), error)
+    return f"{mean} ({low:+.1f} to {high:+.1f})"
 
 
 def draw(report: Report, results: list[Result], careful: int, path: Path) -> None:

@@ -12,6 +12,7 @@ from rlhf_jax.feedback.annotators import (
     Reliability,
     annotator_abilities,
     dawid_skene,
+    vote_weights,
 )
 from rlhf_jax.feedback.assistant import (
     answer_logprobs,
@@ -95,5 +96,6 @@ __all__ = [
     "table_votes",
     "verdict_preferences",
     "verdict_ranking",
+    "vote_weights",
     "wilson_interval",
 ]

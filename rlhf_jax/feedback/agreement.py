@@ -96,10 +96,9 @@ def measure_agreement(
     >>> round(found.percent.value, 3), [round(x.value, 3) for x in found.each]
     (0.667, [0.75, 0.75, 0.5])
     """
-    values, together = _coincidences(votes)
-    weights = item_weights(len(together), rng, resamples)
-    alpha = _alpha(np.sum(together, axis=0), values, level)
-    draws = _alpha(np.tensordot(weights, together, 1), values, level)
+    alpha = alpha_interval(
+        votes, level=level, rng=rng, resamples=resamples, confidence=confidence
+    )
     size = np.bincount(votes.unit, minlength=len(votes.item))[votes.unit]
     agreeing, compared = _same(votes) - 1, size - 1
     item = votes.item[votes.unit]
@@ -108,10 +107,35 @@ def measure_agreement(
     )
     who = range(votes.annotator.max() + 1)
     return Agreement(
-        between(float(alpha), draws, confidence),
+        alpha,
         share(np.full(len(item), True)),
         [share(votes.annotator == a) for a in who],
     )
+
+
+def alpha_interval(
+    votes: Votes,
+    *,
+    level: Level,
+    rng: np.random.Generator,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Alpha with its interval over items, as ``measure_agreement`` has it.
+
+    Zapf et al. 2016, doi:10.1186/s12874-016-0200-9.
+
+    >>> from rlhf_jax.feedback import table_votes
+    >>> votes = table_votes(np.array([[1, 1], [1, 1], [2, 2], [2, 1]]))
+    >>> found = alpha_interval(votes, level="nominal", rng=np.random.default_rng(0))
+    >>> round(found.value, 3)
+    0.533
+    """
+    values, together = _coincidences(votes)
+    weights = item_weights(len(together), rng, resamples)
+    alpha = _alpha(np.sum(together, axis=0), values, level)
+    draws = _alpha(np.tensordot(weights, together, 1), values, level)
+    return between(float(alpha), draws, confidence)
 
 
 def item_weights(

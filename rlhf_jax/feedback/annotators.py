@@ -5,6 +5,7 @@ each annotator has a table of how they vote on units of each class. EM finds bot
 agrees with those who agree with the others is believed more.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from rlhf_jax.feedback.votes import Votes
 
 RIGHT = 0.75  # of the votes that smoothing adds
 ENOUGH = 10  # items by which an annotator can be named careless
+LEAST_WEIGHT = 0.001  # of a vote: where nobody can be believed all count alike
 TINY = 1e-300
 
 
@@ -141,6 +143,58 @@ def annotator_abilities(
     >>> [x.careless for x in found], round(found[0].ability.value, 1)
     ([False, False, False, True], 1.0)
     """
+    sums = _item_sums(votes, model)
+    found = [_ability(own, rng, resamples, confidence) for own in sums]
+    enough, counts = [len(own) >= ENOUGH for own in sums], np.bincount(votes.annotator)
+    abilities = [x.value for x in found if np.isfinite(x.value)]
+    half = np.median(abilities) / 2 if abilities else np.nan
+    return [
+        Reliability(int(count), ability, bool(known and ability.high < half))
+        for count, ability, known in zip(counts, found, enough, strict=True)
+    ]
+
+
+def vote_weights(
+    votes: Votes, model: DawidSkene, *, smoothing: float = 4.0
+) -> np.ndarray:
+    """What each annotator's votes count: w_a = max(0, (n_a κ_a + s/2)/(n_a + s))².
+
+    No reference. Who reads a share κ of what they judge and guesses the rest says that
+    i is better with probability ½ + κ (q − ½), where q is the share of those who read
+    that would. The Fisher information of such a vote about q is 4κ² at q = ½, so a vote
+    is worth κ². κ is that of ``annotator_abilities``, as if s items more had been
+    judged with κ = ½, which is what ``dawid_skene`` expects of somebody unknown.
+
+    Args:
+      votes: those that the model was fitted to.
+      model: of ``dawid_skene``.
+      smoothing: s ≥ 0, in items.
+
+    Returns:
+      [A] float, 0.001 to 1, so that where nobody can be believed all count alike; ¼
+      where κ is not defined, as of who shares no unit.
+
+    Raises:
+      ValueError: smoothing is negative.
+
+    >>> from rlhf_jax.feedback import table_votes
+    >>> truth, coin = np.random.default_rng(0).integers(2, size=(2, 200))
+    >>> votes = table_votes(np.stack([truth, truth, truth, coin], axis=1))
+    >>> np.round(vote_weights(votes, dawid_skene(votes)), 2).tolist()
+    [0.98, 0.98, 0.98, 0.01]
+    """
+    if smoothing < 0:
+        raise ValueError(f"smoothing = {smoothing}: expected 0 or more")
+    abilities = []
+    for own in _item_sums(votes, model):
+        kappa = float(_kappa(own.sum(axis=0))) if len(own) else np.nan
+        total = len(own) * kappa + smoothing / 2
+        abilities.append(total / (len(own) + smoothing) if np.isfinite(kappa) else 0.5)
+    return np.maximum(np.maximum(abilities, 0.0) ** 2, LEAST_WEIGHT)
+
+
+def _item_sums(votes: Votes, model: DawidSkene) -> list[np.ndarray]:
+    """Of each annotator, over votes that others share: see `_ability`."""
     _, vote = np.unique(votes.value, return_inverse=True)
     shared = np.bincount(votes.unit, minlength=len(votes.item))[votes.unit] > 1
     own = _log(model.confusion)[votes.annotator, :, vote]
@@ -149,20 +203,12 @@ def annotator_abilities(
     )
     one_hot = np.eye(len(model.values))[vote]
     rows = np.column_stack([np.ones(len(vote)), one_hot, others, one_hot * others])
-    item, counts = votes.item[votes.unit], np.bincount(votes.annotator)
-    found, enough = [], []
-    for a in range(len(counts)):
+    item, found = votes.item[votes.unit], []
+    for a in range(len(np.bincount(votes.annotator))):
         kept = shared & (votes.annotator == a)
         _, own_item = np.unique(item[kept], return_inverse=True)
-        sums = _sums(own_item, rows[kept], own_item.max(initial=-1) + 1)
-        enough.append(len(sums) >= ENOUGH)
-        found.append(_ability(sums, rng, resamples, confidence))
-    abilities = [x.value for x in found if np.isfinite(x.value)]
-    half = np.median(abilities) / 2 if abilities else np.nan
-    return [
-        Reliability(int(count), ability, bool(known and ability.high < half))
-        for count, ability, known in zip(counts, found, enough, strict=True)
-    ]
+        found.append(_sums(own_item, rows[kept], own_item.max(initial=-1) + 1))
+    return found
 
 
 def _ability(
@@ -195,7 +241,7 @@ def _extra(classes: int, smoothing: float) -> np.ndarray:
 
 def _sums(at: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
     """[count, …]: sums of those rows [M, …] whose ``at`` [M] is 0, 1, …"""
-    flat = rows.reshape(len(rows), -1).T
+    flat = rows.reshape(len(rows), math.prod(rows.shape[1:])).T
     sums = [np.bincount(at, weights=column, minlength=count) for column in flat]
     return np.stack(sums, axis=1).reshape(count, *rows.shape[1:])
 

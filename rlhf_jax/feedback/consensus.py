@@ -2,24 +2,26 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from rlhf_jax.data.records import Preference, Ranking, Text
-from rlhf_jax.feedback.annotators import DawidSkene, dawid_skene
+from rlhf_jax.feedback.annotators import DawidSkene, dawid_skene, vote_weights
 from rlhf_jax.feedback.votes import Judged, ranking_votes
 
-LEAST = 0.01  # probability below which an order of a pair is left out
+LEAST = 0.01  # share below which an order of a pair is left out
 
 
 def consensus_preferences(rankings: Sequence[Ranking[Text]]) -> list[Preference[Text]]:
-    """What a crowd prefers: each pair with the probability that it is so ordered.
+    """What a crowd prefers: each pair with the share of the votes that order it so.
 
-    Dawid & Skene 1979, doi:10.2307/2346806, for the probabilities: see
-    ``consensus_pairs``, which takes a model that is fitted already.
+    No reference. Votes count as their annotators' abilities: see ``consensus_pairs``,
+    which takes a model that is fitted already.
 
     Args:
       rankings: of any items by any annotators, see ``ranking_votes``.
 
     Returns:
-      Preferences item by item, the more probable order of each pair first.
+      Preferences item by item, the order with more votes of each pair first.
 
     Raises:
       DataError: see ``ranking_votes``.
@@ -27,29 +29,30 @@ def consensus_preferences(rankings: Sequence[Ranking[Text]]) -> list[Preference[
     >>> say = lambda who, *ranks: Ranking("p", ("a", "b"), ranks, annotator=who)
     >>> for pair in consensus_preferences([say(0, 0, 1), say(1, 0, 1), say(2, 1, 0)]):
     ...     print(pair.chosen, pair.rejected, round(pair.weight, 2))
-    a b 0.88
-    b a 0.12
+    a b 0.89
+    b a 0.11
     """
     judged = ranking_votes(rankings)
     return consensus_pairs(judged, dawid_skene(judged.votes))
 
 
 def consensus_pairs(judged: Judged, model: DawidSkene) -> list[Preference]:
-    """Both orders of every pair, weighed by their probabilities: w_ij = p_ij / pairs.
+    """Both orders of every pair, by shares of votes: p_ij = Σ_a w_a v_aij / Σ_a w_a.
 
-    No reference. p_ij = P(i is better) + P(tie)/2, so that p_ij + p_ji = 1 and the
-    weights of an item sum to 1, as those of ``ranking_pairs`` do. The weighted loss is
-    then the loss's mean over what may be true: −p log σ(d) − (1 − p) log σ(−d), the
-    cross-entropy with a soft label. One row with weight 2p − 1 would have the same
-    slope where d is 0, but nothing would hold the scores of a tied or contested pair
-    together; and pairs of two completions could not count once.
+    No reference. v_aij is 1 where annotator a says that i is better, ½ for a tie, and
+    w_a = ``vote_weights``. The preferences weigh p_ij / pairs, so that those of an item
+    sum to 1, as those of ``ranking_pairs`` do. The weighted loss is the cross-entropy
+    with a soft label, −p log σ(d) − (1 − p) log σ(−d), which is least where σ(d) is
+    what p is on average: the probability that somebody who reads prefers i, as
+    Bradley–Terry has it. The model's posterior of the true order is something else:
+    five votes of which three say i make it nearly sure, and a near tie a sure label.
 
     Args:
       judged: the votes and what the units are.
       model: fitted to them.
 
     Returns:
-      Preferences item by item, the more probable order of a pair before the other. An
+      Preferences item by item, the order with more votes of a pair before the other. An
       order of less than 1 % is left out, and its weight given to the other one.
 
     >>> rankings = [Ranking("p", ("a", "b"), (0, 0), annotator=n) for n in range(3)]
@@ -57,16 +60,19 @@ def consensus_pairs(judged: Judged, model: DawidSkene) -> list[Preference]:
     >>> [x.weight for x in consensus_pairs(judged, dawid_skene(judged.votes))]
     [0.5, 0.5]
     """
-    better = model.posterior @ ((1 + model.values) / 2)
-    sizes: dict[int, int] = {}
-    for item in judged.votes.item.tolist():
-        sizes[item] = sizes.get(item, 0) + 1
+    votes = judged.votes
+    weight = vote_weights(votes, model)[votes.annotator]
+    total = lambda each: np.bincount(votes.unit, each, len(votes.item))
+    better = total(weight * (1 + votes.value) / 2) / total(weight)
+    sizes = np.bincount(votes.item)[votes.item]
     found = []
-    orders = zip(judged.units, judged.votes.item.tolist(), better.tolist(), strict=True)
-    for (prompt, first, second), item, p in sorted(
-        orders, key=lambda order: (order[1], -order[2])
+    orders = zip(
+        judged.units, votes.item.tolist(), sizes.tolist(), better.tolist(), strict=True
+    )
+    for (prompt, first, second), _, size, p in sorted(
+        orders, key=lambda order: (order[1], -order[3])
     ):
         if p >= LEAST:
-            weight = (1.0 if p > 1 - LEAST else p) * 2 / sizes[item]
+            weight = (1.0 if p > 1 - LEAST else p) * 2 / size
             found.append(Preference(prompt, first, second, weight=weight))
     return found

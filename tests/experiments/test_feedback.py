@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import active, crowd, label_pool, reward_model
+from experiments import (
+    active,
+    careless,
+    crowd,
+    crowd_report,
+    label_pool,
+    reward_model,
+)
 from experiments.label_curves import needed
 from experiments.simulation import gold_pairs, judge, make_crowd
 from rlhf_jax.data import Row, preferences, rankings, read_rows
@@ -84,6 +91,9 @@ def test_the_crowd_s_script(small, tmp_path, monkeypatch, capsys):
     results = crowd.main(config)
     assert [r["arm"] for r in results] == ["all", "consensus", "careful"]
     assert 0 < results[0]["accuracy"] < 1 and results[0]["pairs"] == 90 * 5 * 6
+    for result, asked in zip(results, trained, strict=True):  # as many updates for all
+        updates = asked.epochs * (result["pairs"] // asked.batch_size)
+        assert updates == config.updates
     shown = capsys.readouterr().out
     assert re.search("[34] of 4 careless people named, and 0 careful ones", shown)
     consensus = preferences(read_rows(tmp_path / "seed0/consensus.jsonl"))
@@ -97,6 +107,38 @@ def test_the_crowd_s_script(small, tmp_path, monkeypatch, capsys):
     assert "consensus of all votes" in (tmp_path / "table.md").read_text()
     crowd.main(config)
     assert len(trained) == 3  # what has a result is not trained again
+
+
+def test_careless_people_are_counted(tmp_path, monkeypatch, capsys):
+    sizes = (careless.Crowd(4, 40, 10, 2), careless.Crowd(4, 12, 10, 0))
+    monkeypatch.setattr(careless, "CROWDS", sizes)
+    config = careless.Config(tmp_path, crowds=2, resamples=100)
+    rows = careless.main(config)
+    assert rows[0][:4] == ["4", "40", "10, 2", "0 of 16"]
+    assert re.fullmatch("[012] of 4", rows[0][4])
+    assert rows[1][2:] == ["10, 0", "0 of 20", "–"]
+    assert "careful people named" in (tmp_path / "table.md").read_text()
+    assert "2 crowds each" in capsys.readouterr().out
+    # Who cannot be told from the others after two items is counted as missed.
+    assert careless.named(careless.Crowd(4, 2, 10, 2), 0, resamples=50) == (0, 2)
+    assert careless.count(sizes[1]) == 40
+    with pytest.raises(UserError, match="crowds = 0"):
+        careless.Config(crowds=0)
+
+
+def test_arms_are_compared_seed_by_seed(tmp_path, capsys):
+    accuracy = {"all": (0.80, 0.90), "consensus": (0.81, 0.93), "careful": (0.82, 0.92)}
+    results = [
+        {"arm": arm, "seed": seed, "pairs": 10, "accuracy": both[seed]}
+        for arm, both in accuracy.items()
+        for seed in (0, 1)
+    ]
+    crowd_report.show(results, tmp_path / "table.md")
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    # Differences −1 and +1: the mean's error is 1, and t of one freedom 12.706.
+    assert lines[3].endswith("0.810  0.930 | +0.0 (-12.7 to +12.7) |")
+    assert lines[2].endswith("| -2.0 (-2.0 to -2.0) |") and lines[4].endswith("| – |")
+    assert crowd_report.points([-0.5]) == "-0.5"
 
 
 def test_too_many_votes():

@@ -15,6 +15,7 @@ from rlhf_jax.feedback import (
     ranking_votes,
     self_agreement,
     table_votes,
+    vote_weights,
     wilson_interval,
 )
 
@@ -131,6 +132,35 @@ def test_ability_is_cohen_s_kappa_where_the_others_are_sure():
     assert found[-1].ability.value == pytest.approx((0.7 - 0.5) / 0.5, abs=1e-6)
     assert found[0].ability.value == pytest.approx(1, abs=1e-6)
     assert found[-1].votes == 100
+
+
+def test_votes_count_as_abilities_do():
+    rankings, crowd, _ = crowd_rankings(3, items=60, careful=5, careless=1)
+    votes = ranking_votes(rankings[:-9]).votes  # not all have judged as many
+    model, rng = dawid_skene(votes), np.random.default_rng(0)
+    found = annotator_abilities(votes, model, rng=rng, resamples=1)
+    weights = vote_weights(votes, model, smoothing=6.0)
+    assert len(weights) == 6 and crowd[5].careless
+    for who, (weight, known) in enumerate(zip(weights, found, strict=True)):
+        shared = np.bincount(votes.unit)[votes.unit] > 1
+        items = len(set(votes.item[votes.unit[shared & (votes.annotator == who)]]))
+        ability = max(0.0, (items * known.ability.value + 3) / (items + 6))
+        assert weight == pytest.approx(max(ability**2, 0.001))
+    assert weights[5] < 0.3 * weights[:5].min()
+
+
+def test_who_is_alone_or_not_to_be_believed_still_counts():
+    said = [judge_one((0, 1), who, item) for who in (0, 1, 2) for item in range(30)]
+    said += [judge_one((1, 0), 3, item) for item in range(30)]  # against all others
+    said += [judge_one((0, 1), 4, 99)]  # of what nobody else has seen
+    votes = ranking_votes(said).votes
+    model = dawid_skene(votes)
+    found = annotator_abilities(votes, model, rng=np.random.default_rng(0), resamples=9)
+    assert np.isnan(found[4].ability.value) and not found[4].careless
+    weights = vote_weights(votes, model)
+    assert weights[3:].tolist() == [0.001, 0.25] and weights[:3].min() > 0.5
+    with pytest.raises(ValueError, match="smoothing = -1.0: expected 0 or more"):
+        vote_weights(votes, model, smoothing=-1.0)
 
 
 def named(seed: int, **options) -> tuple[int, int, int, int]:

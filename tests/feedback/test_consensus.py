@@ -16,6 +16,7 @@ from rlhf_jax.feedback import (
     dawid_skene,
     ranking_pairs,
     ranking_votes,
+    vote_weights,
 )
 from rlhf_jax.feedback.__main__ import main as command
 from rlhf_jax.feedback.report import as_gold, as_votes, crowd_report
@@ -44,14 +45,79 @@ def test_agreed_orders_are_those_of_the_ranking():
     assert [p.weight for p in pairs] == pytest.approx(3 * [1 / 3])
 
 
-def test_a_contested_pair_has_both_orders():
-    judged = ranking_votes([say(0, 0, 1), say(1, 0, 1), say(2, 1, 0)])
+def test_weights_are_shares_of_votes_by_hand():
+    """Two people say the same of 40 items; the third contradicts them on ten."""
+    said = []
+    for n in range(40):
+        ranks, other = ((0, 1), (1, 0))[:: 1 if n % 2 else -1]
+        for who, own in ((0, ranks), (1, ranks), (2, ranks if n % 4 else other)):
+            said.append(say(who, *own, prompt=f"p{n}"))
+    judged = ranking_votes(said)
     model = dawid_skene(judged.votes)
-    first, second = consensus_pairs(judged, model)
-    assert (first.chosen, second.chosen) == ("a", "b")
-    assert first.weight + second.weight == pytest.approx(1) and first.weight > 0.6
-    [unit] = [u for u, pair in enumerate(judged.units) if pair[1] == "a"]
-    assert first.weight == pytest.approx(model.posterior[unit, 1])
+    first, second, third = vote_weights(judged.votes, model)
+    # κ = (0.75 − 0.5)/0.5 where the others are sure, and four items with κ = ½.
+    assert third == pytest.approx(0.5**2, abs=0.01) and first == second > 2 * third
+    weights = {(p.prompt, p.chosen): p.weight for p in consensus_pairs(judged, model)}
+    assert weights["p1", "a"] == 1 and ("p1", "b") not in weights
+    everybody = 2 * first + third
+    assert weights["p4", "b"] == pytest.approx(2 * first / everybody)
+    assert weights["p4", "a"] == pytest.approx(third / everybody)
+
+
+def test_shares_by_loops():
+    rankings, _, _ = crowd_rankings(4, items=25, careful=5, careless=2, completions=3)
+    rng = np.random.default_rng(0)
+    tied = [
+        Ranking(r.prompt, r.completions, tuple(rng.integers(2, size=3)), r.annotator)
+        for r in rankings[::4]
+    ]
+    rankings = [r for n, r in enumerate(rankings) if n % 4] + tied
+    judged = ranking_votes(rankings)
+    model = dawid_skene(judged.votes)
+    weigh = dict(zip(judged.annotators, vote_weights(judged.votes, model), strict=True))
+    found = {
+        (p.prompt, p.chosen, p.rejected): p.weight
+        for p in consensus_pairs(judged, model)
+    }
+    wanted = {}
+    for prompt, first, second in judged.units:
+        won = total = 0.0
+        for r in rankings:
+            if r.prompt == prompt:
+                rank = dict(zip(r.completions, r.ranks, strict=True))
+                ahead = (rank[first] < rank[second]) + 0.5 * (
+                    rank[first] == rank[second]
+                )
+                won += weigh[r.annotator] * ahead
+                total += weigh[r.annotator]
+        share = won / total
+        if share >= 0.01:
+            wanted[prompt, first, second] = (1 if share > 0.99 else share) / 3
+    assert found == pytest.approx(wanted)
+    assert len({round(weight, 6) for weight in found.values()}) > 20
+
+
+def test_a_near_tie_stays_one():
+    """Three of five able people say a: 0.6 of the votes, and no surer than that."""
+    said = [say(n, 0, 1, prompt=f"p{i}") for n in range(5) for i in range(60)]
+    judged = ranking_votes([*said, *(say(n, n > 2, n < 3) for n in range(5))])
+    model = dawid_skene(judged.votes)
+    weights = [p.weight for p in consensus_pairs(judged, model) if p.prompt == "p"]
+    assert weights == pytest.approx([0.6, 0.4], abs=0.02)
+    assert model.posterior[-2].max() > 0.9  # of the true order it would be sure
+
+
+def test_where_nobody_can_be_believed_all_votes_count_alike():
+    """Two people are always against three others; on one item they are alone."""
+    said = []
+    for n in range(30):
+        said += [say(who, 0, 1, prompt=f"p{n}") for who in range(3)]
+        said += [say(who, 1, 0, prompt=f"p{n}") for who in (3, 4)]
+    judged = ranking_votes([*said, say(3, 0, 1), say(4, 1, 0)])
+    model = dawid_skene(judged.votes)
+    assert vote_weights(judged.votes, model)[3:].tolist() == [0.001, 0.001]
+    alone = [p.weight for p in consensus_pairs(judged, model) if p.prompt == "p"]
+    assert alone == [0.5, 0.5]
 
 
 def test_ties_are_shared_between_both_orders():
@@ -81,7 +147,51 @@ def right(pairs, gold) -> float:
     return float(np.average(wins, weights=[p.weight for p in pairs]))
 
 
-def test_consensus_is_nearer_to_the_truth_than_the_votes():
+def readers_share(crowd, gold, unit) -> float:
+    """How many of the careful prefer the first: the mean of σ((g_i − g_j)/τ)."""
+    prompt, first, second = unit
+    apart = gold[prompt, first] - gold[prompt, second]
+    careful = [person.temperature for person in crowd if not person.careless]
+    return float(np.mean([1 / (1 + np.exp(-apart / t)) for t in careful]))
+
+
+def vote_shares(judged) -> np.ndarray:
+    """Share of the votes on each unit for the first, all alike."""
+    votes = judged.votes
+    won = np.bincount(votes.unit, (1 + votes.value) / 2, len(votes.item))
+    return won / np.bincount(votes.unit)
+
+
+def test_shares_are_near_to_what_those_who_read_would_say():
+    """With 20 % careless people nearer than without them; the posterior is not."""
+    errors = []
+    for seed in range(5):
+        rankings, crowd, gold = crowd_rankings(
+            seed, items=150, careful=8, careless=2, votes=5
+        )
+        alone = ranking_votes([r for r in rankings if not crowd[r.annotator].careless])
+        judged = ranking_votes(rankings)
+        model = dawid_skene(judged.votes)
+        pairs = consensus_pairs(judged, model)
+        found = {(p.prompt, p.chosen, p.rejected): p.weight * 6 for p in pairs}
+        truth = np.array([readers_share(crowd, gold, unit) for unit in judged.units])
+        own = np.array([readers_share(crowd, gold, unit) for unit in alone.units])
+        errors.append(
+            [
+                np.mean((np.array(said) - true) ** 2)
+                for said, true in (
+                    ([found.get(unit, 0.0) for unit in judged.units], truth),
+                    (vote_shares(alone), own),
+                    (vote_shares(judged), truth),
+                    (model.posterior[:, 1], truth),
+                )
+            ]
+        )
+    consensus, careful, everybody, posterior = np.mean(errors, axis=0)
+    assert consensus < careful < 0.8 * min(everybody, posterior)
+
+
+def test_the_likelier_order_is_as_often_right_as_that_of_careful_votes():
     """With 20 % careless people it is as good as their being away, and better."""
     found = []
     for seed in range(5):

@@ -140,6 +140,7 @@ def test_the_overview_counts_and_compares(tmp_path):
     assert status == 200
     assert (found["items"], found["finished"], found["votes"]) == (4, 3, 7)
     assert found["agreement"] == pytest.approx(2 / 3)
+    assert found["alpha"]["value"] < 1 and found["alpha"]["low"] is None  # three items
     ann, ben = found["annotators"]
     assert (ann["votes"], ben["votes"], ann["median_seconds"]) == (4, 3, 1.5)
     assert ann["with_others"] == pytest.approx(2 / 3) and ann["with_self"] is None

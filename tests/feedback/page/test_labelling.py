@@ -107,6 +107,7 @@ def test_two_people_label_and_a_reward_model_learns_from_it(browser, tmp_path):
         look = opened(browser, page.links["(overview)"])
         assert "19 of 20 items have the 2 judgements" in look.inner_text("#count")
         assert "100 %" in look.inner_text("#numbers")
+        assert "1.00 (1.00\u00a0to\u00a01.00)" in look.inner_text("#numbers")
         assert "unclear 1" in look.inner_text("#numbers")
         for window in (*pages, look):
             window.context.close()
