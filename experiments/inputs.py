@@ -23,6 +23,7 @@ from rlhf_jax.data import (
     pack,
     prompts,
     read_rows,
+    read_transcripts,
     rename_columns,
     tokenize_conversation_prompts,
     tokenize_conversations,
@@ -51,6 +52,9 @@ class DataConfig:
     """Share of the examples held back where there is no eval_path."""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     """Columns to rename: the file's own name, then the one that the script expects."""
+    transcripts: bool = False
+    """Reads transcripts of Human: and Assistant: turns as messages, which go through
+    the tokenizer's chat template."""
     too_long: TooLong = "error"
     """Rows that do not fit: stop there, or keep the end of their prompts."""
     data_dir: Path | None = None
@@ -83,7 +87,8 @@ def _read(config: DataConfig, path: str) -> list[Row]:
         name, split = path.removeprefix(TFDS_PREFIX).split(":", 1)
         path = TFDS_PREFIX + name
     rows = read_rows(path, split=split, data_dir=config.data_dir)
-    return rename_columns(rows, config.columns) if config.columns else rows
+    rows = rename_columns(rows, config.columns) if config.columns else rows
+    return read_transcripts(rows) if config.transcripts else rows
 
 
 class Examples(NamedTuple):
@@ -171,7 +176,7 @@ def check_pack_length(length: int, *, least: int, most: int) -> None:
 
 def parse_demonstrations(rows: list[Row]) -> list[Any]:
     """Demonstrations, or conversations where the first row is one."""
-    return conversations(rows) if _is_chat(rows) else demonstrations(rows)
+    return conversations(rows) if is_chat(rows) else demonstrations(rows)
 
 
 def tokenize_imitation(
@@ -249,7 +254,7 @@ def read_prompts(
 
 def parse_prompts(rows: list[Row], *, prompt_words: int | None) -> list[Any]:
     """Prompts of text, or conversations to answer where the first row is one."""
-    if _is_chat(rows):
+    if is_chat(rows):
         return conversation_prompts(rows)
     return prompts(rows, prompt_words=prompt_words)
 
@@ -267,6 +272,8 @@ def tokenize_asked(
     )[0]
 
 
-def _is_chat(rows: list[Row]) -> bool:
+def is_chat(rows: list[Row]) -> bool:
+    """Whether the first row has messages in place of text."""
     values = rows[0].values if rows else {}
-    return "messages" in values or isinstance(values.get("prompt"), list)
+    texts = ("prompt", "completion", "chosen", "rejected")
+    return "messages" in values or any(isinstance(values.get(c), list) for c in texts)

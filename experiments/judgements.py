@@ -8,9 +8,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from experiments.beginning import Beginning, Learning, read
-from experiments.inputs import Examples
+from experiments.inputs import Examples, is_chat
 from rlhf_jax.data import (
     Row,
+    chat_labels,
+    chat_preferences,
     collate_labels,
     collate_packed_preferences,
     collate_preferences,
@@ -18,10 +20,14 @@ from rlhf_jax.data import (
     labels,
     preferences,
     rankings,
+    tokenize_chat_labels,
+    tokenize_chat_preferences,
     tokenize_labels,
     tokenize_preferences,
     tokenize_rankings,
 )
+from rlhf_jax.data.tokenizing import TooLong
+from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import ranking_labels, ranking_pairs
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.steps import binary_terms, choice_terms, pairwise_terms, ranking_terms
@@ -66,13 +72,20 @@ def read_judgements(
         )
 
     def spell(texts: list[Any]) -> Iterable[str]:
+        if not of_text(texts):
+            raise UserError(
+                f"{texts[0].origin}: messages need a tokenizer with a chat template: "
+                "give --policy, whose tokenizer has one"
+            )
         return (e.prompt + text for e in texts for text in judgement.completions(e))
 
     return read(config, judgement.parse, tokenize, model=model, spell=spell)
 
 
 def pairs(rows: list[Row]) -> list[Any]:
-    """Rows of pairs as they are; rankings become all their pairs."""
+    """Rows of pairs as they are, messages too; rankings become all their pairs."""
+    if is_chat(rows):
+        return chat_preferences(rows)
     if rows and "ranks" in rows[0].values:
         return [pair for ranking in rankings(rows) for pair in ranking_pairs(ranking)]
     return preferences(rows)
@@ -80,11 +93,40 @@ def pairs(rows: list[Row]) -> list[Any]:
 
 def good_or_bad(rows: list[Row]) -> list[Any]:
     """Rows of labels as they are; rankings become what beats most and what does not."""
+    if is_chat(rows):
+        return chat_labels(rows)
     if rows and "ranks" in rows[0].values:
         return [
             label for ranking in rankings(rows) for label in ranking_labels(ranking)
         ]
     return labels(rows)
+
+
+def tokenize_pairs(
+    examples: list[Any], tokenizer: Any, *, max_length: int, too_long: TooLong
+) -> tuple[list[Any], int]:
+    """Pairs of text, or of messages: those go through the chat template, uncut."""
+    if of_text(examples):
+        return tokenize_preferences(
+            examples, tokenizer, max_length=max_length, too_long=too_long
+        )
+    return tokenize_chat_preferences(examples, tokenizer, max_length=max_length), 0
+
+
+def tokenize_labelled(
+    examples: list[Any], tokenizer: Any, *, max_length: int, too_long: TooLong
+) -> tuple[list[Any], int]:
+    """Labelled completions of text, or of messages."""
+    if of_text(examples):
+        return tokenize_labels(
+            examples, tokenizer, max_length=max_length, too_long=too_long
+        )
+    return tokenize_chat_labels(examples, tokenizer, max_length=max_length), 0
+
+
+def of_text(examples: list[Any]) -> bool:
+    """Whether judgements are of texts, not of messages."""
+    return not examples or isinstance(examples[0].prompt, str)
 
 
 def _packed_pairs(groups: list[Any]) -> Callable[..., Any]:
@@ -102,7 +144,7 @@ def _keep_judged(batch: Any, real: np.ndarray) -> Any:
 JUDGEMENTS: dict[Kind, Judgement] = {
     "pairwise": Judgement(
         parse=pairs,
-        tokenize=tokenize_preferences,
+        tokenize=tokenize_pairs,
         collate=collate_preferences,
         terms=pairwise_terms,
         keep=lambda batch, real: dataclasses.replace(batch, weight=batch.weight * real),
@@ -127,7 +169,7 @@ JUDGEMENTS: dict[Kind, Judgement] = {
     ),
     "binary": Judgement(
         parse=good_or_bad,
-        tokenize=tokenize_labels,
+        tokenize=tokenize_labelled,
         collate=collate_labels,
         terms=binary_terms,
         keep=_keep_judged,

@@ -9,8 +9,9 @@ labels (a two-logit classifier).
 
 Rows of pairs have prompt, chosen, rejected (or two whole dialogues as chosen and
 rejected), or prompt, completions, ranks; rankings and choices have the latter; labels
-have text (or prompt and completion) and label, 1 = good. Without --policy a tokenizer
-is trained on the rows and the network starts from scratch.
+have text (or prompt and completion) and label, 1 = good. Pairs and labels may be lists
+of messages, for the chat template of --policy. Without --policy a tokenizer is trained
+on the rows and the network starts from scratch.
 """
 
 import dataclasses

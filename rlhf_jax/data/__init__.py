@@ -23,6 +23,12 @@ from rlhf_jax.data.chat import (
     tokenize_conversation_prompts,
     tokenize_conversations,
 )
+from rlhf_jax.data.chat_answers import (
+    chat_labels,
+    chat_preferences,
+    tokenize_chat_labels,
+    tokenize_chat_preferences,
+)
 from rlhf_jax.data.conversations import (
     Conversation,
     conversation_prompts,
@@ -71,6 +77,7 @@ from rlhf_jax.data.tokenizing import (
     tokenize_prompts,
     tokenize_rankings,
 )
+from rlhf_jax.data.transcripts import read_transcripts
 from rlhf_jax.data.writing import write_rows
 
 __all__ = [
@@ -90,6 +97,8 @@ __all__ = [
     "TinyReviews",
     "batches",
     "build_dataset",
+    "chat_labels",
+    "chat_preferences",
     "collate_chat",
     "collate_demonstrations",
     "collate_labels",
@@ -117,12 +126,15 @@ __all__ = [
     "rankings",
     "read_records",
     "read_rows",
+    "read_transcripts",
     "record_values",
     "rename_columns",
     "right_padded",
     "save_tokenizer",
     "scan_rows",
     "tokenize_chat",
+    "tokenize_chat_labels",
+    "tokenize_chat_preferences",
     "tokenize_chat_prompt",
     "tokenize_conversation_prompts",
     "tokenize_conversations",

@@ -6,22 +6,27 @@ by itself. The mask owns what the policy must emit, on the turns of the assistan
 all that follows the header which begins an answer, with the token that ends the turn.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from rlhf_jax.data.batching import right_padded
 from rlhf_jax.data.conversations import Conversation, Message, check_messages
 from rlhf_jax.data.records import Prompt, TokenIds
 from rlhf_jax.data.row import DataError
+from rlhf_jax.data.templates import (
+    ChatTemplate,
+    Span,
+    check_control,
+    encode_chat,
+    owned_tokens,
+    read_template,
+    render_chat,
+)
 from rlhf_jax.types import TokenBatch
-
-Span = tuple[int, int]  # first character and the one after the last
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def tokenize_chat(
     >>> tokenizer.decode(chat.ids), [int(owned) for owned in chat.mask]
     ('2+2=4', [0, 0, 0, 0, 1])
     """
-    return _tokenize(messages, _chat(tokenizer), name or "the conversation")
+    return _tokenize(messages, read_template(tokenizer), name or "the conversation")
 
 
 def tokenize_chat_prompt(
@@ -90,11 +95,11 @@ def tokenize_chat_prompt(
     >>> tokenizer.decode(ids)
     '2 + 2?'
     """
-    chat, name = _chat(tokenizer), name or "the conversation"
+    chat, name = read_template(tokenizer), name or "the conversation"
     check_messages(messages, name, last=("user", "tool"))
-    _check_control(messages, chat, name)
-    text, _ = _render(messages, chat, name, prompt=True)
-    return _encode(text, chat, name)[0]
+    check_control(messages, chat, name)
+    text, _ = render_chat(messages, chat, name, prompt=True)
+    return encode_chat(text, chat, name)[0]
 
 
 def tokenize_conversations(
@@ -124,7 +129,7 @@ def tokenize_conversations(
     >>> [int(owned) for owned in row.mask]
     [0, 1]
     """
-    chat, tokenized = _chat(tokenizer), []
+    chat, tokenized = read_template(tokenizer), []
     for index, conversation in enumerate(conversations):
         name = conversation.origin or f"conversation {index}"
         tokens = _tokenize(conversation.messages, chat, name)
@@ -206,89 +211,24 @@ def collate_chat(
     return replace(batch, mask=mask)
 
 
-@dataclass(frozen=True)
-class _Chat:
-    """A tokenizer, and what is asked of it once for all conversations."""
-
-    tokenizer: PreTrainedTokenizerFast
-    template: str
-    marked: bool  # it says itself which text is the assistant's
-    control: tuple[str, ...]  # texts that become special tokens
-    adds_bos: bool  # by itself, before any text
-
-
-def _chat(tokenizer: PreTrainedTokenizerFast) -> _Chat:
-    try:
-        template = tokenizer.get_chat_template()
-    except ValueError as error:
-        raise DataError(
-            "the tokenizer has no chat template, or several and none called "
-            "'default'; set its chat_template, or give columns of plain text"
-        ) from error
-    added = tokenizer.added_tokens_decoder.values()
-    special = {token.content for token in added if token.special}
-    special |= set(tokenizer.all_special_tokens)
-    control = tuple(sorted(text for text in special if text.strip()))
-    adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    marked = re.search(r"{%-?\s*generation\s*-?%}", template) is not None
-    return _Chat(tokenizer, template, marked, control, adds_bos)
-
-
-def _tokenize(messages: Sequence[Message], chat: _Chat, name: str) -> ChatTokens:
+def _tokenize(messages: Sequence[Message], chat: ChatTemplate, name: str) -> ChatTokens:
     check_messages(messages, name, last=("assistant",))
-    _check_control(messages, chat, name)
-    text, spans = _render(messages, chat, name, prompt=False)
+    check_control(messages, chat, name)
+    text, spans = render_chat(messages, chat, name, prompt=False)
     if spans is None:
         spans = _turns(messages, text, chat, name)
-    owned = bytearray(len(text) + 1)  # of each character
-    for start, end in spans:
-        turn = text[start:end].rstrip()
-        if not turn.endswith(chat.control):
-            turn = text[start:end]
-        owned[start : start + len(turn)] = b"\1" * len(turn)
-    ids, offsets = _encode(text, chat, name)
-    # Some tokenizers trim white space from offsets: of a token that is nothing else
-    # only its end is left, so the character before that says whose it is.
-    mask = tuple(bool(owned[s if s < e else max(s - 1, 0)]) for s, e in offsets)
-    if not any(mask):
-        raise DataError(
-            f"{name}: the chat template gives the assistant's turns no token; correct "
-            f"its {{% generation %}} marks, or what it does with role 'assistant'"
-        )
+    ids, mask = owned_tokens(text, spans, chat, name)
     return ChatTokens(ids, mask)
 
 
-def _render(
-    messages: Sequence[Message], chat: _Chat, name: str, *, prompt: bool
-) -> tuple[str, list[Span] | None]:
-    """The template's text, and the spans that its marks own; None without marks."""
-    marked = not prompt and chat.marked
-    given = [{k: v for k, v in m.items() if v is not None} for m in messages]
-    render: Any = render_jinja_template  # annotated as less than it returns
-    try:
-        [text], spans = render(
-            conversations=[given],
-            chat_template=chat.template,
-            return_assistant_tokens_mask=marked,
-            add_generation_prompt=prompt,
-            **chat.tokenizer.special_tokens_map,
-        )
-    except Exception as error:  # a template is a program: it raises what it likes
-        raise DataError(
-            f"{name}: the chat template refuses the conversation "
-            f"({' '.join(str(error).split())}); correct the row or the template"
-        ) from error
-    return text, spans[0] if marked else None
-
-
 def _turns(
-    messages: Sequence[Message], text: str, chat: _Chat, name: str
+    messages: Sequence[Message], text: str, chat: ChatTemplate, name: str
 ) -> list[Span]:
     """Where the assistant's turns stand in the text, found by rendering prefixes."""
     spans = []
     for index in (i for i, m in enumerate(messages) if m["role"] == "assistant"):
-        before, _ = _render(messages[:index], chat, name, prompt=True)
-        after, _ = _render(messages[: index + 1], chat, name, prompt=False)
+        before, _ = render_chat(messages[:index], chat, name, prompt=True)
+        after, _ = render_chat(messages[: index + 1], chat, name, prompt=False)
         if not (text.startswith(after) and after.startswith(before)):
             raise DataError(
                 f"{name}: message {index + 1}: the chat template rewrites earlier "
@@ -297,36 +237,3 @@ def _turns(
             )
         spans.append((len(before), len(after)))
     return spans
-
-
-def _encode(text: str, chat: _Chat, name: str) -> tuple[TokenIds, list[Span]]:
-    """The ids of a template's text, after <bos> if it is missing, and their spans."""
-    encoded = chat.tokenizer(
-        text,
-        add_special_tokens=False,
-        split_special_tokens=False,
-        return_offsets_mapping=True,
-    )
-    ids, spans = tuple(encoded["input_ids"]), encoded["offset_mapping"]
-    bos: Any = chat.tokenizer.bos_token_id  # annotated as more than the int that it is
-    if ids[:2] == (bos, bos):
-        raise DataError(
-            f"{name}: the chat template begins with {chat.tokenizer.bos_token!r} "
-            f"twice; remove one from the template"
-        )
-    if chat.adds_bos and ids[:1] != (bos,):
-        return (bos, *ids), [(0, 0), *spans]
-    return ids, spans
-
-
-def _check_control(messages: Sequence[Message], chat: _Chat, name: str) -> None:
-    # The template's text and the data's are parsed as one, so a text that spells a
-    # special token would become it: refused, that data cannot end a response.
-    for number, message in enumerate(messages, 1):
-        text = "\n".join(filter(None, message.values()))
-        for token in chat.control:
-            if token in text:
-                raise DataError(
-                    f"{name}: message {number} spells {token!r}, a special token of "
-                    f"the tokenizer; write it otherwise or remove the row"
-                )
