@@ -163,6 +163,17 @@ def test_a_large_body_is_refused_before_it_is_read(page, announced):
     assert page.ask("ann", "/api/task")[0] == 200  # it goes on serving
 
 
+def test_an_announced_length_is_refused_before_anything_is_sent(page):
+    head = (
+        f"POST /api/events HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\n"
+        f"Origin: {page.origin}\r\nContent-Type: application/json\r\n"
+        "Content-Length: 65537\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", page.port), timeout=10) as sending:
+        sending.sendall(head.encode())  # and no body: whoever reads it waits
+        assert sending.recv(2**16).startswith(b"HTTP/1.1 413")
+
+
 def test_a_body_just_over_the_limit_is_told_so(page):
     assert "more than 65536" in refused(page, 413, {}, b" " * 65537)
 
@@ -190,6 +201,10 @@ def test_every_answer_forbids_what_the_page_does_not_need(page, path):
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "script-src 'self'" in policy
     assert "unsafe" not in policy and "http" not in policy
+    for door in ("base-uri", "form-action", "frame-ancestors"):
+        assert f"{door} 'none'" in policy
+    assert "require-trusted-types-for 'script'" in policy
+    assert answer.headers["X-Frame-Options"] == "DENY"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.headers["Referrer-Policy"] == "no-referrer"
     assert answer.headers["Cache-Control"] == "no-store"

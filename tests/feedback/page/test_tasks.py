@@ -18,6 +18,7 @@ from rlhf_jax.feedback.page.store import (
     add_items,
     connect,
     settle,
+    transaction,
 )
 from rlhf_jax.feedback.page.tasks import Plan, next_task, progress
 
@@ -113,17 +114,19 @@ def test_ranks_are_kept_in_the_items_own_order(db):
 
 
 def test_a_share_of_the_items_comes_twice_after_a_while(db):
-    plan, order = Plan(votes=1, repeats=0.2), []
+    plan, order, shown = Plan(votes=1, repeats=0.2), [], {}
     while task := next_task(db, 0, plan):
         done, left = progress(db, 0, plan)
         assert done + left == 24
         order.append(task["prompt"])
+        shown.setdefault(task["prompt"], []).append(task["completions"])
         judge(db, 0, task)
     twice = [prompt for prompt, times in Counter(order).items() if times == 2]
     assert len(order) == 24 and len(twice) == 4
     for prompt in twice:
         first = order.index(prompt)
         assert order.index(prompt, first + 1) - first > tasks.REPEAT_GAP
+    assert any(shown[prompt][0] != shown[prompt][1] for prompt in twice)
     [ann, *_] = overview(db, plan)["annotators"]
     assert (ann["repeats"], ann["votes"]) == (4, 24)
 
@@ -253,6 +256,14 @@ def test_ratings_lie_on_their_scale(mode, least, most):
 def test_a_commit_is_on_disk_before_it_returns(db):
     assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
     assert db.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
+
+
+def test_what_fails_half_way_leaves_nothing(db):
+    with pytest.raises(RuntimeError), transaction(db):
+        add_items(db, [Item("new", ("a", "b"))])
+        raise RuntimeError
+    assert db.execute("SELECT count(*) FROM items").fetchone()[0] == 20
+    assert not db.in_transaction
 
 
 def test_tokens_are_for_the_owner_alone(db, tmp_path):
