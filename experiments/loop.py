@@ -1,7 +1,7 @@
 """The loop: policy → samples → labels → reward model → PPO → samples again.
 
-Ziegler et al. 2019, arXiv:1909.08593, section 2.2, "online data collection"; Bai et al.
-2022, arXiv:2204.05862, section 4.5, "iterated online RLHF".
+Ziegler et al. 2019, arXiv:1909.08593, "online data collection"; Bai et al. 2022,
+arXiv:2204.05862, "iterated online RLHF".
 
   python -m experiments.loop
   python -m experiments.loop --annotators ann ben eve --votes 2 --seeds 0  # real people
@@ -16,8 +16,7 @@ Labels come from simulated people who see the truth through noise of their own; 
 --annotators, from real ones: the script writes the completions, says which commands put
 them on the labelling page, and stops; the same command with --resume goes on.
 
-The table is in table.md, the picture in loop.png; docs/loop.md has the numbers. What is
-finished is not made again. A minute a round on a CPU core.
+What is finished is not made again. Table and picture: table.md, loop.png, docs/loop.md.
 """
 
 import dataclasses
@@ -82,6 +81,8 @@ class Config:
     """Optimiser of the reward model."""
     episodes: int = 2_560
     """Of PPO, each round."""
+    batch_size: int = 128
+    """Episodes an iteration of PPO; there must be as many prompts."""
     kl_coef: float = 0.05
     """PPO's leash to the SFT policy."""
     ppo_optim: OptimConfig = OptimConfig(1e-3, schedule="linear", eps=1e-5)
@@ -108,8 +109,7 @@ class Config:
 
 def main(config: Config) -> list[Result]:
     """Plays the rounds that are not finished, and shows all."""
-    # Another start may ask for more seeds and rounds.
-    same = dataclasses.replace(config, seeds=(0,), rounds=1)
+    same = dataclasses.replace(config, seeds=(0,), rounds=1)  # more may be asked for
     run_dir, results = create_run_dir(config.run_dir, same, resume=config.resume), []
     keep_compiled(run_dir / "compiled")
     given = run_dir, config.policy, config.data, config.devices
@@ -118,8 +118,7 @@ def main(config: Config) -> list[Result]:
             if (result := play(config, Round(*given, seed, number))) is None:
                 break
             results.append(result)
-    report(results, run_dir)
-    return results
+    return report(results, run_dir)
 
 
 def play(config: Config, this: Round) -> Result | None:
@@ -191,6 +190,7 @@ def train_policy(config: Config, this: Round) -> Result:
         ),
         optim=config.ppo_optim,
         episodes=config.episodes,
+        batch_size=config.batch_size,
         **this.shared,
     )
     return policy.main(asked)

@@ -142,14 +142,15 @@ def curves(results: Sequence[Result]) -> dict[int, list[Numbers]]:
     return found
 
 
-def report(results: Sequence[Result], run_dir: Path) -> None:
-    """The rounds as a table and a picture, if there are any."""
+def report(results: list[Result], run_dir: Path) -> list[Result]:
+    """The rounds as a table and a picture, if there are any; they are passed on."""
     if not results:
-        return
+        return results
     table, picture = run_dir / "table.md", run_dir / "loop.png"
     show(results, table)
     draw(results, picture)
     print(f"table: {table}  picture: {picture}")
+    return results
 
 
 def show(results: Sequence[Result], path: Path) -> None:

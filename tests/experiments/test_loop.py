@@ -48,7 +48,8 @@ def toy(toys, tmp_path, monkeypatch):
             epochs=1,
             optim=optim,
             ppo_optim=optim,
-            episodes=128,
+            episodes=32,
+            batch_size=16,
             devices=1,
         )
         return dataclasses.replace(asked, **changes)
