@@ -45,6 +45,12 @@ def main(config: Config) -> None:
             "directory of a finished stage"
         )
     kind = load_json(config.run_dir / MODEL_FILE)["kind"]
+    if kind == "personal":
+        raise UserError(
+            f"--run-dir {config.run_dir}: holds the rewards of many users, which no "
+            "classifier of transformers has; export one user's, of "
+            "experiments.user_reward"
+        )
     stage = load_stage(config.run_dir, kind, option="--run-dir")
     card = model_card(config.run_dir, stage)
     if config.adapters:

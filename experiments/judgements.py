@@ -32,7 +32,7 @@ from rlhf_jax.feedback import ranking_labels, ranking_pairs
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.steps import binary_terms, choice_terms, pairwise_terms, ranking_terms
 
-Kind = Literal["pairwise", "ranking", "choice", "binary"]
+Kind = Literal["pairwise", "ranking", "choice", "binary", "personal"]
 
 
 class Judgement(NamedTuple):
@@ -177,3 +177,5 @@ JUDGEMENTS: dict[Kind, Judgement] = {
         num_outputs=2,
     ),
 }
+# Pairs too; `experiments.users` says of whom they are.
+JUDGEMENTS["personal"] = JUDGEMENTS["pairwise"]

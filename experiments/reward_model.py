@@ -2,10 +2,11 @@
 
 Pairs (Bradley–Terry; Stiennon et al. 2020, arXiv:2009.01325), rankings of K completions
 (Plackett–Luce), a choice among K (Ziegler et al. 2019, arXiv:1909.08593), or good/bad
-labels (a two-logit classifier).
+labels (a two-logit classifier); of all annotators together, or each with a taste.
 
   python -m experiments.reward_model --policy runs/sft --run-dir runs/reward
   python -m experiments.reward_model --kind binary --data.path labels.jsonl
+  python -m experiments.reward_model --kind personal --data.path pairs.jsonl
 
 Rows of pairs have prompt, chosen, rejected (or two whole dialogues as chosen and
 rejected), or prompt, completions, ranks; rankings and choices have the latter; labels
@@ -37,6 +38,7 @@ from experiments.runs import (
     split_params,
 )
 from experiments.sft import SMALL
+from experiments.users import UserOptions, begin_users
 from rlhf_jax.data import left_padded
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import ScoreModel, TransformerConfig, policy_apply, score_apply
@@ -59,7 +61,9 @@ class Config(RunConfig):
     data: DataConfig = DataConfig("tfds:tiny_reviews/rankings:train")
     """Judgements."""
     kind: Kind = "ranking"
-    """Pairs, rankings of K, a choice among K, or good/bad labels."""
+    """Pairs, rankings of K, a choice among K, good/bad labels; pairs, user by user."""
+    users: UserOptions = UserOptions()
+    """With --kind personal."""
     policy: Path | None = None
     """A policy to start from: run directory, checkpoint of transformers or hub id; none
     starts from scratch."""
@@ -105,13 +109,17 @@ def main(config: Config) -> dict[str, float]:
     # 1. Data: all of it is read and tokenized before anything is compiled.
     policy, tokenizer, model, data = read_judgements(config, judgement, config.model)
     examples, num_cut = data.learned.examples, data.learned.num_cut
-    loader = data.loader(config.batch_size, seed=config.seed)
     total = config.epochs * (len(data.rows) // config.batch_size)
     rows = len(judgement.completions(examples[0])) * config.batch_size
+    key, users = jax.random.key(config.seed), {}
+    if config.kind == "personal":
+        learnt = config.users, judgement, data, run_dir
+        judgement, data, users = begin_users(*learnt, key=key)
+    loader = data.loader(config.batch_size, seed=config.seed)
 
     # 2. What is going to run.
-    outputs, key = judgement.num_outputs, jax.random.key(config.seed)
-    whole = reward_params(ScoreModel(model, outputs), policy, key=key)
+    outputs = judgement.num_outputs
+    whole = reward_params(ScoreModel(model, outputs), policy, key=key) | users
     params, frozen = split_params(whole, lora, key=key)
     show_plan(
         f"{title}, on {len(examples):,} judgements ({num_cut} cut)",
@@ -129,8 +137,9 @@ def main(config: Config) -> dict[str, float]:
     score_fn = score_apply(model, num_outputs=outputs)
     state = create_state(score_fn, params, make_optimizer(config.optim, total))
     state, restored = resume_state(run_dir, state, loader)
+    files = run_dir, model, tokenizer
     save_model_files(
-        run_dir, model, tokenizer, began=policy, lora=lora, num_outputs=outputs
+        *files, began=policy, lora=lora, num_outputs=outputs, personal=bool(users)
     )
 
     def normalize(state: Any) -> Any:

@@ -63,7 +63,8 @@ def split_params(
     """(trained, frozen): all and None; or new adapters with the heads, and the rest."""
     if config is None:
         return params, None
-    heads = {k: v for k, v in params.items() if k in ("score_head", "value_head")}
+    whole = ("score_head", "value_head", "users")
+    heads = {k: v for k, v in params.items() if k in whole}
     base = {name: tree for name, tree in params.items() if name not in heads}
     return lora.init(base, config, key=key) | heads, lora.freeze(base, config)
 

@@ -7,7 +7,7 @@ next stage starts from the directory, or from a checkpoint of transformers.
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
@@ -40,6 +40,8 @@ class PretrainedConfig:
 
 
 FLOAT32 = PretrainedConfig()
+
+StageKind = Literal["policy", "reward", "personal"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,7 @@ def save_model_files(
     began: Stage | None,
     lora: LoraConfig | None = None,
     num_outputs: int = 0,
+    personal: bool = False,
     params_path: str = "params",
 ) -> None:
     """Writes what a later stage needs besides the checkpoints. No reference.
@@ -92,13 +95,15 @@ def save_model_files(
       began: the stage that this one started from; None for one from scratch.
       lora: of the adapters, where the checkpoints have no more than those.
       num_outputs: of a reward model's head; 0 for a policy.
+      personal: they are features of many users' rewards.
       params_path: where in the checkpoints the network's parameters are.
 
     Raises:
       RunError: the files cannot be written.
     """
+    kind: StageKind = "personal" if personal else "reward" if num_outputs else "policy"
     values = {
-        "kind": "reward" if num_outputs else "policy",
+        "kind": kind,
         "num_outputs": num_outputs,
         "params_path": params_path,
         "model": dataclasses.asdict(model),
@@ -113,7 +118,7 @@ def save_model_files(
 
 def load_stage(
     path: Path,
-    kind: Kind,
+    kind: StageKind,
     *,
     option: str,
     pretrained: PretrainedConfig = FLOAT32,
@@ -151,9 +156,14 @@ def load_stage(
     >>> stage.model == model, stage.stop_ids == (eos_id(tokenizer),)
     (True, True)
     """
-    if not (path / MODEL_FILE).is_file():
+    if kind != "personal" and not (path / MODEL_FILE).is_file():
         return _load_hf(path, kind, option, pretrained)
     saved = load_json(path / MODEL_FILE)
+    if saved["kind"] == "personal" and kind != "personal":
+        raise UserError(
+            f"{option} {path}: holds the rewards of many users, expected a {kind} "
+            "model; make one user's reward model of it with experiments.user_reward"
+        )
     if saved["kind"] != kind:
         raise UserError(
             f"{option} {path}: holds a {saved['kind']} model, expected a {kind} "
@@ -180,7 +190,7 @@ def load_stage(
             below, "policy", option=option, pretrained=pretrained
         ).merged()
     whole = dict(base.params)
-    if kind == "reward":
+    if kind != "policy":
         whole.pop("lm_head", None)
     targets = saved["lora"]["targets"]
     config = saved["lora"] | {"targets": targets and tuple(targets)}

@@ -22,6 +22,7 @@ from rlhf_jax.ops.logits import (
 )
 from rlhf_jax.ops.logprobs import align_to_tokens, token_entropy, token_logprobs
 from rlhf_jax.ops.online_loss import nash_md_loss, xpo_bonus
+from rlhf_jax.ops.personal import personal_score
 from rlhf_jax.ops.policy_loss import (
     cispo_loss,
     gspo_loss,
@@ -89,6 +90,7 @@ __all__ = [
     "overlong_penalty",
     "pairwise_accuracy",
     "pairwise_reward_loss",
+    "personal_score",
     "policy_gradient_loss",
     "ppo_loss",
     "preference_loss",

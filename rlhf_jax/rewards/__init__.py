@@ -14,6 +14,12 @@ from rlhf_jax.rewards.learned import (
     normalize_scores,
     sequence_scores,
 )
+from rlhf_jax.rewards.personal import (
+    UserPrior,
+    fit_user,
+    user_prior,
+    user_reward_params,
+)
 from rlhf_jax.rewards.shaping import (
     format_reward,
     length_reward,
@@ -30,11 +36,13 @@ __all__ = [
     "CombinedRewards",
     "RewardFunction",
     "ScoreKind",
+    "UserPrior",
     "call_reward_function",
     "combine_rewards",
     "ensemble_scores",
     "final_number",
     "final_number_reward",
+    "fit_user",
     "format_reward",
     "learned_reward",
     "length_reward",
@@ -44,5 +52,7 @@ __all__ = [
     "overlong_reward",
     "repetition_reward",
     "sequence_scores",
+    "user_prior",
+    "user_reward_params",
     "with_columns",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from rlhf_jax.masking import masked_sum
+from rlhf_jax.ops.personal import personal_score
 from rlhf_jax.ops.reward_loss import (
     binary_reward_loss,
     choice_reward_loss,
@@ -47,6 +48,44 @@ def pairwise_terms(
     terms = pairwise_reward_loss(chosen, rejected, margin=pairs.margin.ravel())
     right, weight = pairwise_accuracy(chosen, rejected), pairs.weight.ravel()
     return terms, weight, _metrics(terms, right, weight)
+
+
+def personal_terms(
+    score_fn: ScoreFn,
+    params: Params,
+    pairs: PreferenceBatch,
+    *,
+    prior_std: float,
+    num_pairs: float,
+) -> tuple[Array, Array, Metrics]:
+    """Bradley–Terry over pairs of many users: ``ops.personal_score``, and a prior.
+
+    Bose et al. 2025 (LoRe), arXiv:2504.14439. −log σ(s_u(y₊) − s_u(y₋) − m) +
+    ‖W‖²/2σ²N, whose mean over N pairs is 1/N of what is least where their likelihood
+    times the prior w_uk ~ N(0, σ²) is largest.
+
+    Args:
+      score_fn: a network of 1 + R outputs, the pooled score first.
+      params: its parameters, and "users" [U, R]; updates change both.
+      pairs: ``annotator`` is a row of users, or negative: unknown.
+      prior_std: σ, in units of the weights.
+      num_pairs: N, weights of all pairs that are learned from.
+
+    Returns:
+      Terms and weights a pair; the metrics leave the prior out, ``reward/loss`` and
+      ``reward/accuracy`` are comparable with those of `pairwise_terms`.
+    """
+    both, segments = both_sides(pairs)
+    outputs = last_scores(score_fn, params, both, segments)
+    outputs = outputs.reshape(-1, outputs.shape[-1])  # [2·B·S, 1 + R]
+    users = params["users"]
+    who = jnp.tile(pairs.annotator.ravel(), 2)
+    scores = personal_score(outputs[:, 0], outputs[:, 1:], users, who)
+    chosen, rejected = jnp.split(scores, 2)
+    terms = pairwise_reward_loss(chosen, rejected, margin=pairs.margin.ravel())
+    right, weight = pairwise_accuracy(chosen, rejected), pairs.weight.ravel()
+    prior = jnp.sum(jnp.square(users)) / (2 * prior_std**2 * num_pairs)
+    return terms + prior, weight, _metrics(terms, right, weight)
 
 
 def ranking_terms(

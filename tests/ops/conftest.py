@@ -173,6 +173,16 @@ def align(x):
     return each(lambda i: x[i[0], i[1] - 1] if i[1] else 0.0, x)
 
 
+def personal(pooled, features, who):
+    def at(i):
+        own = features[i].shape[0] * [0.0]
+        if who[i] >= 0:
+            own = [np.cos(who[i] * len(own) + k) for k in range(len(own))]
+        return pooled[i] + sum(w * f for w, f in zip(own, features[i], strict=True))
+
+    return each(at, pooled)
+
+
 ORACLES: dict[str, Callable[..., Any]] = {
     "masked_sum": lambda x, mask: (sum(x[mask]), len(x[mask])),
     "masked_mean": lambda x, mask: mean(x[mask]),
@@ -210,6 +220,8 @@ ORACLES: dict[str, Callable[..., Any]] = {
         [softmax(z)[2] for z in logits]
     ),
     "centering_loss": lambda c, r: each(lambda i: 0.3 * (c[i] + r[i]) ** 2, c),
+    "personal_score": personal,
+    "personal_score[unknown]": lambda f, who: personal(np.zeros(len(f)), f, who),
     "regression_reward_loss": lambda s, y: each(lambda i: (s[i] - y[i]) ** 2, s),
     "process_reward_loss": process,
     "ensemble_reward[mean]": ensemble,

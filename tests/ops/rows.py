@@ -56,6 +56,17 @@ def with_ranks(rng: Rng) -> Args:
     return rng.normal(size=(B, K)), ranks
 
 
+def with_unknown(high: int, shape: tuple[int, ...]):
+    """Floats, and for each row an int below high; −1 for some."""
+
+    def args(rng: Rng) -> Args:
+        who = rng.integers(-1, high, shape[:1])
+        who[:2] = -1, high - 1
+        return rng.normal(size=shape), who
+
+    return args
+
+
 def with_masks(rng: Rng) -> Args:
     """The log-probs of one side of pairs, the mask of the other side and its own."""
     return rng.normal(size=(B, T)), rng.random((B, T + 1)) < 0.6, random_mask(rng)
@@ -111,6 +122,10 @@ def under_last_mask(logprobs, other_mask, mask):
 
 def negative_ranks(scores, ranks):
     return ranks < 0, None
+
+
+def negative_rows(features, who):
+    return np.broadcast_to((who < 0)[:, None], features.shape), None
 
 
 class Row(NamedTuple):

@@ -24,6 +24,7 @@ from ops.rows import (
     kl_coefs,
     negative,
     negative_ranks,
+    negative_rows,
     no_mask,
     some_pairs,
     under_last_mask,
@@ -34,6 +35,7 @@ from ops.rows import (
     with_mask,
     with_masks,
     with_ranks,
+    with_unknown,
 )
 
 from rlhf_jax import masking, ops
@@ -67,6 +69,7 @@ masked_preference_row = lambda kind: Row(
 ensemble_row = lambda **options: Row(
     lambda s: ops.ensemble_reward(s.T, **options), floats((B, K))
 )
+USERS = jnp.asarray(np.cos(np.arange(3 * K)).reshape(3, K), jnp.float32)
 UNEMBED = np.eye(V) - 0.5 * np.eye(V, k=1)
 
 
@@ -144,6 +147,16 @@ ROWS = {
         partial(ops.label_reward, label=2, kind="probability"), floats((B, K))
     ),
     "centering_loss": Row(partial(ops.centering_loss, coef=0.3), floats((B,), (B,))),
+    "personal_score": Row(
+        lambda s, f, who: ops.personal_score(s, f, USERS, who),
+        with_ints(len(USERS), (B,), (B, K), (B,)),
+    ),
+    "personal_score[unknown]": Row(
+        lambda f, who: ops.personal_score(jnp.zeros(B), f, USERS, who),
+        with_unknown(len(USERS), (B, K)),
+        negative_rows,
+        nothing=-1,
+    ),
     "regression_reward_loss": Row(ops.regression_reward_loss, floats((B,), (B,))),
     "process_reward_loss": Row(ops.process_reward_loss, with_mask(BT, BT), under_mask),
     "ensemble_reward[mean]": ensemble_row(kind="mean"),
