@@ -148,15 +148,8 @@ def draw(found: Sequence[Answers], path: Path) -> None:
     axes = figure.subplots()
     for name in found[0].measures:
         means = [stage.measures[name] for stage in found]
-        [line] = axes.plot(means, "o-", linewidth=1.6, markersize=5)
-        axes.annotate(
-            f" {name}",
-            (len(found) - 1, means[-1]),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=line.get_color(),
-        )
+        axes.plot(means, "o-", linewidth=1.6, markersize=5, label=name)
+    axes.legend(frameon=False)
     axes.set_xticks(range(len(found)), [stage.stage for stage in found])
     axes.set_xlim(-0.3, len(found) - 0.3)
     axes.set_ylim(-0.03, 1.03)

@@ -163,7 +163,7 @@ def first_bias(verdicts: Sequence[np.ndarray]) -> float:
 def verdict_preferences(
     prompt: str, completions: Sequence[str], verdict: np.ndarray, *, origin: str = ""
 ) -> list[Preference[str]]:
-    """Every pair, the probable one preferred, weighed by w = |2p_ij − 1| / pairs.
+    """Every pair, the probable one preferred, weighed by w = (2p_ij − 1) / pairs.
 
     No reference. Bai et al. 2022, arXiv:2212.08073, section 4.1, train on p itself: the
     cross-entropy −p log σ(d) − (1 − p) log σ(−d). Where d = 0 its slope is that of
@@ -178,7 +178,7 @@ def verdict_preferences(
       origin: where the item stands, for messages.
 
     Returns:
-      At most K(K − 1)/2 preferences; a pair with |2p − 1| below 0.01 is left out.
+      At most K(K − 1)/2 preferences; a pair with 2p − 1 below 0.01 is left out.
 
     >>> verdict = np.array([[0.5, 0.9], [0.3, 0.5]])
     >>> for pair in verdict_preferences("p", ["a", "b"], verdict):
