@@ -102,27 +102,26 @@ def revise(text: str, respect: str, rng: random.Random) -> str:
 def demonstrations(rng: random.Random, count: int) -> Iterator[dict[str, str]]:
     """The assistant's work of all kinds, in turn."""
     asked = split_prompts("train")
-    ways = {name: read(name) for name in ("polite", "blunt")}
+    constitutions = [read(name) for name in ("polite", "blunt")]
     for n in range(count):
-        text, other = _review(rng), _review(rng)
-        prompt = rng.choice(asked)
-        constitution = rng.choice(list(ways.values()))
+        text, prompt = _review(rng), rng.choice(asked)
+        constitution = rng.choice(constitutions)
         principle = rng.choice(constitution.principles)
-        respect = principle.name
-        if n % 6 == 0:
-            yield {"prompt": prompt, "completion": text}
-        elif n % 6 == 1:
-            said = criticise(text, respect)
-            asking = constitution.critique(principle, prompt, text)
-            yield {"prompt": asking, "completion": said}
-        elif n % 6 < 4:
-            said = criticise(text, respect)
-            asking = constitution.revision(principle, prompt, text, said)
-            yield {"prompt": asking, "completion": revise(text, respect, rng)}
+        about = principle, prompt, text
+        critique = criticise(text, principle.name)
+        kind = n % 6
+        if kind == 0:
+            question, said = prompt, text
+        elif kind == 1:
+            question, said = constitution.critique(*about), critique
+        elif kind < 4:
+            question = constitution.revision(*about, critique)
+            said = revise(text, principle.name, rng)
         else:
-            asking = constitution.preference(principle, prompt, text, other)
-            answer = constitution.templates.answers[_better(text, other, respect, rng)]
-            yield {"prompt": asking, "completion": answer}
+            other, place = _rival(text, principle.name, rng)
+            question = constitution.preference(*about, other)
+            said = constitution.templates.answers[place]
+        yield {"prompt": question, "completion": said}
 
 
 def read(name: str) -> Constitution:
@@ -135,11 +134,20 @@ def _review(rng: random.Random) -> str:
     return put(sample_review(rng), kind, rng)
 
 
-def _better(first: str, second: str, respect: str, rng: random.Random) -> int:
-    """0 or 1: which of two is better in this respect; any of two that are equal."""
+def _rival(text: str, respect: str, rng: random.Random) -> tuple[str, int]:
+    """Another review, and which is better in this respect: 0 the first, 1 the other.
+
+    Of every five, four differ in it. Of two that do not, either is said to be better:
+    the judge learns ½ there, and what to look at from the others.
+    """
     flag, wanted = RESPECTS[respect]
-    fits = [getattr(manners(text), flag) == wanted for text in (first, second)]
-    return rng.randrange(2) if fits[0] == fits[1] else fits.index(True)
+    fits = lambda review: getattr(manners(review), flag) == wanted
+    differ, other = rng.random() < 0.8, _review(rng)
+    while differ and fits(other) == fits(text):
+        other = _review(rng)
+    if fits(other) == fits(text):
+        return other, rng.randrange(2)
+    return other, int(fits(other))
 
 
 def train_assistant(
