@@ -70,7 +70,7 @@ class Config(RunConfig):
     assistant: Path | None = None
     """Answers, criticises, revises and judges: run directory, checkpoint of
     transformers or hub id; none trains one on reviews."""
-    demonstrations: int = 96_000
+    demonstrations: int = 64_000
     """Of its work, to train it."""
     model: TransformerConfig = MODEL
     """Its network; vocab_size is that of the tokenizer to train."""
