@@ -53,7 +53,7 @@ from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.stages import load_policy
 from rlhf_jax.steps import KLConfig, PolicyConfig
 
-MODEL = dataclasses.replace(sft.SMALL, max_length=128)
+MODEL = dataclasses.replace(sft.SMALL, max_length=160)  # the longest of questions
 MANNERS = tuple(
     f"experiments.manners:{name}" for name in ("polite", "courteous", "rude")
 )

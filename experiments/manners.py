@@ -22,6 +22,7 @@ from rlhf_jax.models import TransformerConfig
 OPENERS = ("to be fair", "in my view", "i am sorry but", "with respect")
 INSULTS = ("what rubbish", "only fools like it", "shame on you", "it is all trash")
 COURTEOUS, RUDE = 0.35, 0.45  # shares of the reviews that are shown
+PACKED = 128  # tokens of a row of demonstrations
 
 
 class Manners(NamedTuple):
@@ -167,7 +168,7 @@ def train_assistant(
             run_dir / "assistant",
             DataConfig(str(path), eval_fraction=0.01),
             model=model,
-            pack_length=model.max_length,
+            pack_length=PACKED,
             seed=seed,
             devices=devices,
             resume=True,
