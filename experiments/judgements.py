@@ -103,7 +103,7 @@ def good_or_bad(rows: list[Row]) -> list[Any]:
 
 
 def tokenize_pairs(
-    examples: list[Any], tokenizer: Any, *, max_length: int, too_long: TooLong
+    examples: list[Any], tokenizer: Any, *, max_length: int, too_long: TooLong = "error"
 ) -> tuple[list[Any], int]:
     """Pairs of text, or of messages: those go through the chat template, uncut."""
     if of_text(examples):
@@ -114,7 +114,7 @@ def tokenize_pairs(
 
 
 def tokenize_labelled(
-    examples: list[Any], tokenizer: Any, *, max_length: int, too_long: TooLong
+    examples: list[Any], tokenizer: Any, *, max_length: int, too_long: TooLong = "error"
 ) -> tuple[list[Any], int]:
     """Labelled completions of text, or of messages."""
     if of_text(examples):
