@@ -41,7 +41,7 @@ from experiments.principled import (
     verdicts,
 )
 from experiments.principled_report import Answers, report
-from experiments.runs import RunConfig
+from experiments.runs import RunConfig, for_stages
 from rlhf_jax.data import prompts as parse_prompts
 from rlhf_jax.data import write_rows
 from rlhf_jax.feedback.constitution import read_constitution
@@ -106,23 +106,17 @@ def main(config: Config) -> list[Answers]:
     """Makes what is not there yet, and measures what each stage answers."""
     run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
     constitution = read_constitution(config.constitution)
-    data = dataclasses.replace(config.data, data_dir=run_dir / "data")
+    data_dir = config.data.data_dir or run_dir / "data"
+    data = dataclasses.replace(config.data, data_dir=data_dir)
     parts = read_data(data, parse_prompts, seed=config.seed)
     asked, held_out = ([prompt.prompt for prompt in part] for part in parts)
     rng = lambda part: random.Random(f"{part}/{config.seed}")
-    common: dict[str, Any] = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(RunConfig)
-        if field.name != "run_dir"
-    } | {"resume": True}  # what is finished is not made again
+    common = for_stages(config)
 
     # 1. Critiques and revisions; the policy learns to answer like that at once.
+    asking: Any = {"seed": config.seed, "devices": config.devices}
     path = config.assistant or train_assistant(
-        run_dir,
-        config.model,
-        config.demonstrations,
-        seed=config.seed,
-        devices=config.devices,
+        run_dir, config.model, config.demonstrations, **asking
     )
     assistant = load_policy(path, config.pretrained)
     revised = keep_rows(
@@ -161,16 +155,7 @@ def main(config: Config) -> list[Answers]:
     )
     print_verdicts([np.array(row["verdict"]) for row in judged])
     write_rows(preferences(judged), run_dir / "preferences.jsonl")
-    reward_model.main(
-        reward_model.Config(
-            run_dir / "reward",
-            DataConfig(str(run_dir / "preferences.jsonl")),
-            kind="pairwise",
-            policy=run_dir / "sft",
-            normalize=True,
-            **common,
-        )
-    )
+    learn_reward(run_dir, common)
 
     # 3. PPO on that reward, leashed to the fine-tuned policy.
     policy.main(
@@ -193,6 +178,20 @@ def main(config: Config) -> list[Answers]:
     ask = lambda policy: answer(policy, held_out, config.sampling, config.seed)
     answers = {name: ask(policy) for name, policy in stages.items()}
     return report(run_dir, held_out, answers, revised, judged, config.measures)
+
+
+def learn_reward(run_dir: Path, common: dict[str, Any]) -> None:
+    """A reward model, from the fine-tuned policy on."""
+    reward_model.main(
+        reward_model.Config(
+            run_dir / "reward",
+            DataConfig(str(run_dir / "preferences.jsonl")),
+            kind="pairwise",
+            policy=run_dir / "sft",
+            normalize=True,
+            **common,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -57,6 +57,13 @@ class RunConfig:
     """Go on from the latest checkpoint of the run directory."""
 
 
+def for_stages(config: RunConfig) -> dict[str, Any]:
+    """What a script asks of each of its stages; a finished one is not made again."""
+    names = [field.name for field in dataclasses.fields(RunConfig)]
+    own = {name: getattr(config, name) for name in names if name != "run_dir"}
+    return own | {"resume": True}
+
+
 def split_params(
     params: Params, config: lora.LoraConfig | None, *, key: Array
 ) -> tuple[Params, Params | None]:

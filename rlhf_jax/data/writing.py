@@ -40,7 +40,7 @@ def write_rows(
     half = path.with_name(f".{path.name}.{os.getpid()}")
     line = functools.partial(json.dumps, ensure_ascii=False, default=default)
     try:
-        # A lone surrogate becomes \\udXXX, which JSON reads as the same.
+        # A lone surrogate is escaped, \\ud83d, which JSON reads as the same.
         with open(half, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(line(row) + "\n" for row in rows)
         half.replace(path)
