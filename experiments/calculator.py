@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from experiments import addition, cli, sft
 from experiments.inputs import read_prompts
 from experiments.interactions import Conversed, make_converse
-from experiments.logs import due
 from experiments.problems import problem_data, write_products
-from experiments.runs import on_batches, resume_state, save_state
+from experiments.resuming import resume_state, saving, start_run
+from experiments.runs import ResumeConfig, on_batches
 from rlhf_jax.data import encode_texts
 from rlhf_jax.interaction import InteractionConfig, calculator
 from rlhf_jax.models import TransformerConfig, policy_apply
@@ -32,7 +32,7 @@ from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard
 from rlhf_jax.report import write_report
 from rlhf_jax.rewards import final_number_reward
-from rlhf_jax.rundir import create_run_dir, save_json
+from rlhf_jax.rundir import save_json
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.stages import FLOAT32, load_policy, pad_id, save_model_files
 from rlhf_jax.steps import (
@@ -53,7 +53,7 @@ GRPO = dataclasses.replace(GRPO, kl=KLConfig(coef=0.0))
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(ResumeConfig):
     """Supervised fine-tuning on few demonstrations, then GRPO with a calculator."""
 
     run_dir: Path = Path("runs/calculator")
@@ -84,13 +84,11 @@ class Config:
     """Of the problems, too."""
     save_every: int = 20
     """Iterations between checkpoints."""
-    resume: bool = False
-    """Go on where an earlier run stopped."""
 
 
 def main(config: Config) -> dict[str, float]:
     """Trains, and returns the accuracy before and after GRPO, with and without tool."""
-    run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
+    run_dir = start_run(config)
     devices, began = local_devices(config.devices), time.perf_counter()
     sizes = {x: getattr(config, x) for x in ("demonstrations", "problems", "held_out")}
     write_products(run_dir, sizes, config.digits, config.seed)
@@ -133,12 +131,13 @@ def main(config: Config) -> dict[str, float]:
 
     # 2. Training: sample with the calculator, score, compare, update.
     before, total = evaluate(), config.iterations
-    whole, start = resume_state(run_dir, whole, loader)
+    whole, start = resume_state(config, whole, loader, tokenizer, policy=policy)
     state = replicate(whole, devices)
     save_model_files(run_dir, policy.model, tokenizer, began=policy, lora=None)
     logger = MetricsLogger(run_dir, TrackingConfig(), restored_step=start)
     done = start or 0
-    with logger, progress("GRPO with a calculator", total, done=done) as advance:
+    bar = progress("GRPO with a calculator", total, done=done)
+    with logger, bar as advance, saving(config, total, loader) as saves:
         for step in range(done + 1, total + 1):
             keys: Array = jax.random.split(jax.random.fold_in(key, step))
             found = converse(
@@ -149,8 +148,8 @@ def main(config: Config) -> dict[str, float]:
             state, improved = update(state, experience, None, key=keys[1])
             logger.log(step, (metrics + improved).compute(), timings={})
             advance(summary(found))
-            if due(step, config.save_every, total):
-                save_state(run_dir, step, state, loader)
+            if saves.due(step):
+                saves.save(step, state)
     after, without = evaluate(), evaluate(lambda text: "")
     write_report(run_dir)
     results = {

@@ -9,6 +9,7 @@ import tyro
 
 from rlhf_jax.cpu import prepare_cpu
 from rlhf_jax.errors import UserError
+from rlhf_jax.stopping import USER_ERROR
 
 Config = TypeVar("Config")
 
@@ -26,7 +27,8 @@ def run(
     try:
         main(_parse(presets, description, sys.argv[1:]))
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
 
 
 def _parse(presets: Mapping[str, Config], description: str, args: list[str]) -> Config:

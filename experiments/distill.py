@@ -21,15 +21,14 @@ import jax
 
 from experiments import cli
 from experiments.inputs import DataConfig, Prompts, read_prompts
-from experiments.logs import ShowRollout, due, run_log, show_plan
+from experiments.logs import ShowRollout, run_log, show_plan
 from experiments.networks import fit_to_policy
+from experiments.resuming import resume_state, saving, start_run
 from experiments.rollouts import gold_score, make_sampler
 from experiments.runs import (
     RunConfig,
     check_micro_batches,
     on_batches,
-    resume_state,
-    save_state,
     split_params,
 )
 from experiments.teaching import (
@@ -44,7 +43,6 @@ from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate, shard
 from rlhf_jax.report import write_report
 from rlhf_jax.rewards import RewardFunction, load_reward_function
-from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.stages import Stage, load_policy, save_model_files
 from rlhf_jax.steps import (
@@ -90,7 +88,7 @@ class Config(RunConfig):
 
 def main(config: Config) -> dict[str, float]:
     """Trains, and returns what the student was like before and after."""
-    run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
+    run_dir = start_run(config)
     devices, total = local_devices(config.devices), config.updates
     parts = config.distillation.micro_batches
     check_micro_batches(parts, rows=config.batch_size, devices=devices)
@@ -129,14 +127,14 @@ def main(config: Config) -> dict[str, float]:
     update = on_batches(distillation_step, devices, donate_state=True, **options)
     eval_step = on_batches(distillation_eval, devices, apply_fn=apply_fn, **options)
     compare = lambda s, rollout: eval_step(s.params, rollout.batch, taught, frozen)
-    key = jax.random.fold_in(run_key, 0)
-    evaluate = functools.partial(
-        evaluate_student, sample, compare, asked, key, tokenizer, gold
-    )
+    asking = sample, compare, asked, jax.random.fold_in(run_key, 0), tokenizer, gold
+    evaluate = functools.partial(evaluate_student, *asking)
     state = create_state(apply_fn, params, make_optimizer(config.optim, total))
     held = replicate(state, devices)
     before = evaluate(held)
-    state, restored = resume_state(run_dir, state, loader)
+    state, restored = resume_state(
+        config, state, loader, tokenizer, policy=policy, teacher=teacher
+    )
     save_model_files(run_dir, model, tokenizer, began=policy, lora=lora)
     state = held if restored is None else replicate(state, devices)
     del policy, teacher, params, held  # their arrays: the devices have copies
@@ -147,7 +145,10 @@ def main(config: Config) -> dict[str, float]:
         print(f"{run_dir}: nothing to do ({total}/{total} updates)")
         return report_student(run_dir, before, evaluate(state))
     shown: Any = {"loss": "distillation/loss", "KL": "distillation/kl"}
-    with run_log("Distillation", config, total, restored, **shown) as log:
+    with (
+        run_log("Distillation", config, total, restored, **shown) as log,
+        saving(config, total, loader) as saves,
+    ):
         show_rollout.on = log.show
         for step in range(start + 1, total + 1):
             coin_key, draw_key = jax.random.split(jax.random.fold_in(run_key, step))
@@ -162,8 +163,8 @@ def main(config: Config) -> dict[str, float]:
             log.add(step, metrics, tokens=metrics.counts["distillation/loss"])
             log.also(scores | {"distillation/on_policy": float(drawn)})
             log.flush()  # an iteration is long: its numbers are not kept waiting
-            if due(step, config.save_every, total):
-                save_state(run_dir, step, state, loader)
+            if saves.due(step):
+                saves.save(step, state)
     write_report(run_dir)
     return report_student(run_dir, before, evaluate(state))
 

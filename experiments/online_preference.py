@@ -20,22 +20,20 @@ import jax
 
 from experiments import cli
 from experiments.choices import check_unpacked, make_choices
-from experiments.logs import ShowRollout, due, run_log, show_plan
+from experiments.logs import ShowRollout, run_log, show_plan
 from experiments.networks import Networks, make_networks
 from experiments.online import OnlineConfig, read
+from experiments.resuming import resume_state, saving, start_run
 from experiments.rollouts import Sampled, gold_score, make_scorer
 from experiments.runs import (
     check_batches,
     check_micro_batches,
     on_batches,
-    resume_state,
-    save_state,
 )
 from experiments.samples import evaluate_policy, report_samples
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate
 from rlhf_jax.report import write_report
-from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import (
@@ -69,7 +67,7 @@ class Config(OnlineConfig):
 
 def main(config: Config) -> dict[str, float]:
     """Trains, and returns what samples were like before and after."""
-    run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
+    run_dir = start_run(config)
     devices, parts = (
         local_devices(config.devices),
         config.online.preference.micro_batches,
@@ -118,7 +116,9 @@ def main(config: Config) -> dict[str, float]:
     )
     held = replicate(state, devices)
     before = evaluate(held)
-    state, restored = resume_state(run_dir, state, loader)
+    state, restored = resume_state(
+        config, state, loader, tokenizer, policy=policy, reward=reward
+    )
     save_model_files(run_dir, model, tokenizer, began=policy, lora=lora)
     state = held if restored is None else replicate(state, devices)
     del policy, reward, whole, nets, held  # their arrays: the devices have copies
@@ -129,7 +129,10 @@ def main(config: Config) -> dict[str, float]:
         print(f"{run_dir}: nothing to do ({total}/{total} iterations)")
         return report_samples(run_dir, before, evaluate(state))
     shown: dict[str, Any] = {"reward": "objective/score", "KL": "objective/kl"}
-    with run_log("online", config, total, restored, **shown) as log:
+    with (
+        run_log("online", config, total, restored, **shown) as log,
+        saving(config, total, loader) as saves,
+    ):
         show_rollout.on = log.show
         for step in range(start + 1, total + 1):
             key = jax.random.fold_in(run_key, step)
@@ -139,8 +142,8 @@ def main(config: Config) -> dict[str, float]:
             log.add(step, sampled.metrics + improved, tokens=tokens)
             log.also(gold_score(gold, tokenizer, sampled.rollout))
             log.flush()  # an iteration is long: its numbers are not kept waiting
-            if due(step, config.save_every, total):
-                save_state(run_dir, step, state, loader)
+            if saves.due(step):
+                saves.save(step, state)
     write_report(run_dir)
     return report_samples(run_dir, before, evaluate(state))
 

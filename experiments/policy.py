@@ -20,9 +20,10 @@ import jax
 
 from experiments import cli
 from experiments.dynamic_sampling import make_draws
-from experiments.logs import ShowRollout, due, run_log, show_plan
+from experiments.logs import ShowRollout, run_log, show_plan
 from experiments.networks import choose_critic, make_networks
 from experiments.online import OnlineConfig, read, read_demonstrations
+from experiments.resuming import resume_state, saving, start_run
 from experiments.rollouts import (
     gold_score,
     make_compare,
@@ -33,15 +34,12 @@ from experiments.rollouts import (
 from experiments.runs import (
     check_batches,
     check_micro_batches,
-    resume_state,
-    save_state,
 )
 from experiments.samples import evaluate_policy, report_samples
 from rlhf_jax.errors import UserError
 from rlhf_jax.optim import make_optimizer
 from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard, unshard
 from rlhf_jax.report import write_report
-from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import (
@@ -91,7 +89,7 @@ class Config(OnlineConfig):
 
 def main(config: Config) -> dict[str, float]:
     """Trains, and returns what samples were like before and after."""
-    run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
+    run_dir = start_run(config)
     devices = local_devices(config.devices)
     rows = config.batch_size // config.algorithm.minibatches
     check_micro_batches(config.algorithm.micro_batches, rows=rows, devices=devices)
@@ -146,7 +144,14 @@ def main(config: Config) -> dict[str, float]:
     keys = lambda step: jax.random.split(jax.random.fold_in(run_key, step))
     drawn = make_draws(draw, loader, algorithm, devices, most=config.draws)
     waiting = [drawn(state.params, keys(1 + i)[0]) for i in range(config.lag)]
-    whole, start = resume_state(run_dir, (began, unshard(waiting)), loader)
+    whole, start = resume_state(
+        config,
+        (began, unshard(waiting)),
+        loader,
+        tokenizer,
+        policy=policy,
+        reward=reward,
+    )
     path = f"0/{nets.params_path}"
     save_model_files(
         run_dir, model, tokenizer, began=policy, lora=lora, params_path=path
@@ -163,7 +168,10 @@ def main(config: Config) -> dict[str, float]:
     watched: dict[str, Any] = {"reward": "objective/score"}
     if beta:
         watched["KL"] = "objective/kl"
-    with run_log("Policy", config, total, start, **watched) as log:
+    with (
+        run_log("Policy", config, total, start, **watched) as log,
+        saving(config, total, loader) as saves,
+    ):
         show.on = log.show
         for step in range((start or 0) + 1, total + 1):
             waiting.append(drawn(state.params, keys(step + config.lag)[0]))
@@ -174,8 +182,8 @@ def main(config: Config) -> dict[str, float]:
             log.add(step, sampled.metrics + improved, tokens=tokens)
             log.also(gold_score(gold, tokenizer, sampled.rollout))
             log.flush()  # an iteration is long: its numbers are not kept waiting
-            if due(step, config.save_every, total):
-                save_state(run_dir, step, (state, unshard(waiting)), loader)
+            if saves.due(step):
+                saves.save(step, (state, unshard(waiting)))
     write_report(run_dir)
     return report_samples(run_dir, before, evaluate(state))
 

@@ -32,12 +32,11 @@ from experiments.evaluation import (
 from experiments.inputs import DataConfig
 from experiments.judgements import JUDGEMENTS, Judgement, read_judgements
 from experiments.logs import due, run_log, show_plan
+from experiments.resuming import resume_state, saving, start_run
 from experiments.runs import (
     RunConfig,
     check_micro_batches,
     on_batches,
-    resume_state,
-    save_state,
     split_params,
 )
 from rlhf_jax.errors import UserError
@@ -45,7 +44,6 @@ from rlhf_jax.models import policy_apply
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate, shard
 from rlhf_jax.report import write_report
-from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import (
     PreferenceConfig,
@@ -110,7 +108,7 @@ class Config(RunConfig):
 
 def main(config: Config) -> dict[str, float]:
     """Trains, and returns the evaluation at the end."""
-    run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
+    run_dir = start_run(config)
     devices, parts = local_devices(config.devices), config.preference.micro_batches
     check_micro_batches(parts, rows=config.batch_size, devices=devices)
     title, lora = f"Preferences, {config.preference.kind}", config.lora.config()
@@ -147,7 +145,7 @@ def main(config: Config) -> dict[str, float]:
         others = (None, frozen)
     elif config.ref_sync_every is not None:  # the reference is part of the state
         state, others, path = followed_state(state), (frozen,), "state/params"
-    state, restored = resume_state(run_dir, state, loader)
+    state, restored = resume_state(config, state, loader, tokenizer, policy=policy)
     save_model_files(
         run_dir, model, tokenizer, began=policy, lora=lora, params_path=path
     )
@@ -155,9 +153,8 @@ def main(config: Config) -> dict[str, float]:
     others, state = replicate(others, devices), replicate(state, devices)
     del policy, params, frozen  # their arrays: the devices have copies
     options: Any = {"ref_apply_fn": apply_fn, "config": config.preference}
-    mapped = functools.partial(
-        on_batches, devices=devices, others=len(others), **options
-    )
+    options |= {"devices": devices, "others": len(others)}
+    mapped = functools.partial(on_batches, **options)
     train_step = mapped(update, donate_state=True)
     eval_step = mapped(functools.partial(preference_eval, update))
 
@@ -170,15 +167,18 @@ def main(config: Config) -> dict[str, float]:
         print(f"{run_dir}: nothing to do ({total}/{total} updates)")
         return report_accuracy(title, run_dir, evaluate())
     every, loss = config.log_every, "preference/loss"
-    with run_log("Preferences", config, total, restored, every, loss=loss) as log:
+    with (
+        run_log("Preferences", config, total, restored, every, loss=loss) as log,
+        saving(config, total, loader) as saves,
+    ):
         for step in range(start + 1, total + 1):
             state, metrics = train_step(state, shard(next(loader), devices), *others)
             log.add(step, metrics, tokens=rows * data.length)
             if log.pending and due(step, config.eval_every, total):
                 log.also(eval_names(evaluate()))
-            if due(step, config.save_every, total):
+            if saves.due(step):
                 log.flush()
-                save_state(run_dir, step, state, loader)
+                saves.save(step, state)
     write_report(run_dir)
     return report_accuracy(title, run_dir, evaluate())
 

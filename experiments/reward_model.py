@@ -28,13 +28,12 @@ from experiments.inputs import DataConfig
 from experiments.judgements import JUDGEMENTS, Kind, read_judgements
 from experiments.logs import due, run_log, show_plan
 from experiments.networks import normalize_reward, reward_params
+from experiments.resuming import resume_state, saving, start_run
 from experiments.runs import (
     RunConfig,
     check_micro_batches,
     needs_policy,
     on_batches,
-    resume_state,
-    save_state,
     split_params,
 )
 from experiments.sft import SMALL
@@ -45,7 +44,6 @@ from rlhf_jax.models import ScoreModel, TransformerConfig, policy_apply, score_a
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate, shard
 from rlhf_jax.report import write_report
-from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.sampling import SamplingConfig, generate
 from rlhf_jax.stages import Stage, pad_id, save_model_files
 from rlhf_jax.steps import REWARD_PRESETS, create_state, reward_eval, reward_step
@@ -100,7 +98,7 @@ class Config(RunConfig):
 
 def main(config: Config) -> dict[str, float]:
     """Trains, and returns the evaluation at the end."""
-    run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
+    run_dir = start_run(config)
     devices = local_devices(config.devices)
     check_micro_batches(config.micro_batches, rows=config.batch_size, devices=devices)
     judgement, lora = JUDGEMENTS[config.kind], config.lora.config()
@@ -136,7 +134,7 @@ def main(config: Config) -> dict[str, float]:
     # 3. Training, between two normalisations if asked for.
     score_fn = score_apply(model, num_outputs=outputs)
     state = create_state(score_fn, params, make_optimizer(config.optim, total))
-    state, restored = resume_state(run_dir, state, loader)
+    state, restored = resume_state(config, state, loader, tokenizer, policy=policy)
     files = run_dir, model, tokenizer
     save_model_files(
         *files, began=policy, lora=lora, num_outputs=outputs, personal=bool(users)
@@ -164,9 +162,10 @@ def main(config: Config) -> dict[str, float]:
         print(f"{run_dir}: nothing to do ({total}/{total} updates)")
         return report_accuracy(title, run_dir, evaluate())
     every = config.log_every
-    with run_log(
-        "Reward model", config, total, restored, every, loss="reward/loss"
-    ) as log:
+    with (
+        run_log("Reward", config, total, restored, every, loss="reward/loss") as log,
+        saving(config, total, loader) as saves,
+    ):
         for step in range(start + 1, total + 1):
             state, metrics = train_step(state, shard(next(loader), devices), held)
             log.add(step, metrics, tokens=rows * data.length)
@@ -174,9 +173,9 @@ def main(config: Config) -> dict[str, float]:
                 state = replicate(normalize(state), devices)
             if log.pending and due(step, config.eval_every, total):
                 log.also(eval_names(evaluate()))
-            if due(step, config.save_every, total):
+            if saves.due(step):
                 log.flush()
-                save_state(run_dir, step, state, loader)
+                saves.save(step, state)
     write_report(run_dir)
     return report_accuracy(title, run_dir, evaluate())
 

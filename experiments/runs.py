@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax import checkpoint
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import lora
 from rlhf_jax.parallel import Devices, data_parallel
 from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.stages import CHECKPOINTS, FLOAT32, PretrainedConfig
+from rlhf_jax.stages import FLOAT32, PretrainedConfig
 from rlhf_jax.tracking import TrackingConfig
 from rlhf_jax.types import Array, Params
 
@@ -35,26 +34,37 @@ class LoraOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """What every training script is asked."""
+class ResumeConfig:
+    """Where a run lies, and how it goes on there."""
 
     run_dir: Path
     """Where checkpoints, metrics and the report go."""
     _: dataclasses.KW_ONLY
+    save_every: int = 200
+    """Updates between checkpoints."""
+    resume: bool = False
+    """Go on from the latest checkpoint of the run directory."""
+    accept: tuple[str, ...] = ()
+    """Differences from the run to go on with that are meant, by name, such as
+    optim.learning_rate, data or tokenizer."""
+    restart: bool = False
+    """Begin anew where no checkpoint is sound; what there is of them is renamed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(ResumeConfig):
+    """What every training script is asked."""
+
     lora: LoraOptions = LoraOptions()
     """Adapters."""
     pretrained: PretrainedConfig = FLOAT32
     """Checkpoints of transformers."""
-    save_every: int = 200
-    """Updates between checkpoints."""
     devices: int | None = None
     """Number of devices; none uses all."""
     seed: int = 0
     """Of initialisation, order and sampling."""
     tracking: TrackingConfig = TrackingConfig()
     """TensorBoard and W&B."""
-    resume: bool = False
-    """Go on from the latest checkpoint of the run directory."""
 
 
 def for_stages(config: RunConfig) -> dict[str, Any]:
@@ -74,29 +84,6 @@ def split_params(
     heads = {k: v for k, v in params.items() if k in whole}
     base = {name: tree for name, tree in params.items() if name not in heads}
     return lora.init(base, config, key=key) | heads, lora.freeze(base, config)
-
-
-def resume_state(run_dir: Path, state: Any, loader: Any) -> tuple[Any, int | None]:
-    """(state, step) of the latest checkpoint, the loader moved to its place.
-
-    The state as it is and None where there is no checkpoint yet.
-    """
-    if checkpoint.latest_step(run_dir / CHECKPOINTS) is None:
-        return state, None
-    state, host_state, step = checkpoint.restore(run_dir / CHECKPOINTS, state)
-    loader.set_state(host_state["loader"])
-    return state, step
-
-
-def save_state(run_dir: Path, step: int, state: Any, loader: Any) -> None:
-    """Saves a checkpoint of the state and the loader's place."""
-    checkpoint.save(
-        run_dir / CHECKPOINTS,
-        step,
-        state,
-        host_state={"loader": loader.get_state()},
-        keep=2,
-    )
 
 
 def on_batches(

@@ -26,13 +26,12 @@ from experiments.beginning import read
 from experiments.evaluation import eval_names, held_out_metrics
 from experiments.inputs import DataConfig, parse_demonstrations, tokenize_imitation
 from experiments.logs import due, run_log, show_plan
+from experiments.resuming import resume_state, saving, start_run
 from experiments.runs import (
     RunConfig,
     check_micro_batches,
     needs_policy,
     on_batches,
-    resume_state,
-    save_state,
     split_params,
 )
 from rlhf_jax.data import Conversation
@@ -41,7 +40,6 @@ from rlhf_jax.models import CausalLM, TransformerConfig, init_params, policy_app
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate, shard
 from rlhf_jax.report import write_report
-from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import create_state, sft_eval, sft_step
 
@@ -96,7 +94,7 @@ class Config(RunConfig):
 
 def main(config: Config) -> dict[str, float]:
     """Trains, and returns the last evaluation."""
-    run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
+    run_dir = start_run(config)
     devices = local_devices(config.devices)
     check_micro_batches(config.micro_batches, rows=config.batch_size, devices=devices)
 
@@ -133,7 +131,7 @@ def main(config: Config) -> dict[str, float]:
     apply_fn = policy_apply(model)
     params = init() if policy is None else trained
     state = create_state(apply_fn, params, make_optimizer(config.optim, total))
-    state, restored = resume_state(run_dir, state, loader)
+    state, restored = resume_state(config, state, loader, tokenizer, policy=policy)
     save_model_files(run_dir, model, tokenizer, began=policy, lora=lora)
     state, frozen = replicate(state, devices), replicate(frozen, devices)
     train_step = on_batches(
@@ -153,7 +151,10 @@ def main(config: Config) -> dict[str, float]:
             print(f"{run_dir}: nothing to do ({start}/{total} updates)")
             return found
     every = config.log_every
-    with run_log("SFT", config, total, restored, every, loss="sft/loss") as log:
+    with (
+        run_log("SFT", config, total, restored, every, loss="sft/loss") as log,
+        saving(config, total, loader) as saves,
+    ):
         for step in range(start + 1, total + 1):
             state, metrics = train_step(state, shard(next(loader), devices), frozen)
             log.add(step, metrics, tokens=config.batch_size * data.length)
@@ -161,9 +162,9 @@ def main(config: Config) -> dict[str, float]:
             if log.pending and due(step, config.eval_every, total):
                 log.also(found := evaluate())
                 enough = found["sft/eval_loss"] <= low
-            if enough or due(step, config.save_every, total):
+            if enough or saves.due(step):
                 log.flush()
-                save_state(run_dir, step, state, loader)
+                saves.save(step, state)
             if enough:
                 print(f"{run_dir}: loss {low} reached ({step}/{total} updates)")
                 break

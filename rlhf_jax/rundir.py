@@ -9,17 +9,31 @@ import dataclasses
 import json
 import os
 import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.lock import LOCK_FILE, take_lock
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 CONFIG_FILE = "config.json"
+GIVEN_FILE = "given.json"
+CHANGES_FILE = "changes.jsonl"
 # Fields that say where a run lies and how it is run, not what it computes.
-_NOT_COMPARED = ("run_dir", "resume", "until", "tracking", "devices")
+_NOT_COMPARED = (
+    "run_dir",
+    "resume",
+    "accept",
+    "restart",
+    "save_every",
+    "until",
+    "tracking",
+    "devices",
+)
 
 
 class RunError(UserError):
@@ -105,7 +119,8 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return fields
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """What has changed: name -> old and new value."""
     old, new = (
         _flat({k: v for k, v in config.items() if k not in _NOT_COMPARED})
         for config in (old, new)
@@ -113,11 +128,29 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     show = lambda config, name: (
         json.dumps(config[name]) if name in config else "(absent)"
     )
-    return [
-        f"{name}: {show(old, name)} → {show(new, name)}"
+    return {
+        name: f"{name}: {show(old, name)} → {show(new, name)}"
         for name in sorted(old.keys() | new.keys())
         if name not in old or name not in new or old[name] != new[name]
-    ]
+    }
+
+
+def _check_changes(
+    path: Path, changed: dict[str, str], accept: Sequence[str], what: str
+) -> None:
+    """Refuses what was not accepted by name; what was is written down."""
+    inside = lambda name: any(f"{name}.".startswith(f"{a}.") for a in accept)
+    if refused := [line for name, line in changed.items() if not inside(name)]:
+        names = " ".join(name for name in changed if not inside(name))
+        raise RunError(
+            f"--run-dir {path}: was started with another {what}: "
+            f"{'; '.join(refused)}: resume with the old values, choose another "
+            f"directory, or say that you mean it: --accept {names}"
+        )
+    if changed:
+        line = {"unix_s": time.time(), "accepted": list(changed.values())}
+        with (path / CHANGES_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def _make_writable(path: Path) -> None:
@@ -133,18 +166,26 @@ def _make_writable(path: Path) -> None:
 
 
 def create_run_dir(
-    path: str | Path, config: "DataclassInstance", *, resume: bool
+    path: str | Path,
+    config: "DataclassInstance",
+    *,
+    resume: bool,
+    accept: Sequence[str] = (),
 ) -> Path:
-    """Makes a run directory and writes its configuration. No reference.
+    """Makes a run directory this process's own and writes its configuration.
 
-    With ``resume`` a run that is there already goes on, if its configuration is the
-    same (top-level fields named ``run_dir``, ``resume``, ``tracking`` and ``devices``
-    aside); where no run is yet, it starts. Without, an existing run is never touched.
+    No reference. With ``resume`` a run that is there already goes on, if its
+    configuration is the same (top-level fields that do not change what is computed,
+    such as ``run_dir``, ``resume``, ``tracking`` and ``devices``, aside); where no run
+    is yet, it starts. Without, an existing run is never touched.
 
     Args:
       path: the directory; parents are made.
       config: a frozen dataclass, nested as you like, of values that JSON knows.
       resume: True to go on with the run that lies there.
+      accept: fields, or groups of fields, that may differ from the run's, such as
+        ``optim.learning_rate`` or ``optim``; what did differ is added to
+        ``changes.jsonl``, and the new values are the run's from then on.
 
     Returns:
       The directory, which can be written and holds ``config.json``.
@@ -152,6 +193,7 @@ def create_run_dir(
     Raises:
       RunError: it cannot be written, holds a run or other files, or was started with
         another configuration (naming each field, old → new).
+      LockedError: another process has it (named).
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Config:
@@ -162,10 +204,11 @@ def create_run_dir(
     """
     path = Path(path)
     _make_writable(path)
+    take_lock(path)
     # Through JSON and back: what is compared is what the file can tell apart.
     fields = dataclasses.asdict(config)
     saved = path / CONFIG_FILE
-    others = [p for p in path.iterdir() if p.name != CONFIG_FILE]
+    others = [p for p in path.iterdir() if p.name not in (CONFIG_FILE, LOCK_FILE)]
     if others and not saved.exists():
         raise RunError(
             f"--run-dir {path}: holds files but no {CONFIG_FILE}, so it is no run: "
@@ -180,10 +223,40 @@ def create_run_dir(
         save_json(saved, fields)
         return path
     new = json.loads(json.dumps(fields, default=_as_json))
-    if changed := _differences(load_json(saved), new):
-        raise RunError(
-            f"--run-dir {path}: was started with another configuration: "
-            f"{'; '.join(changed)}: resume with the old values or choose another "
-            f"directory"
-        )
+    changed = _differences(load_json(saved), new)
+    _check_changes(path, changed, accept, "configuration")
+    if changed:
+        save_json(saved, fields)
     return path
+
+
+def check_given(
+    run_dir: str | Path, given: Mapping[str, str], *, accept: Sequence[str] = ()
+) -> None:
+    """Refuses to go on with a run on other data, tokenizer or earlier stages.
+
+    No reference. Paths in a configuration say where something lies; this is about what
+    lies there. The first time it is written to ``given.json``.
+
+    Args:
+      run_dir: as `create_run_dir` made it.
+      given: name -> fingerprint.
+      accept: names that may differ; see `create_run_dir`.
+
+    Raises:
+      RunError: something is not what the run began with (naming it, old → new).
+
+    >>> run = Path(tempfile.mkdtemp())
+    >>> check_given(run, {"data": "12ab"})
+    >>> check_given(run, {"data": "12ab"})
+    >>> check_given(run, {"data": "9f00"})
+    Traceback (most recent call last):
+    rlhf_jax.rundir.RunError: --run-dir ...: was started with another input: data: ...
+    """
+    path, new = Path(run_dir), dict(given)
+    changed = {}
+    if (path / GIVEN_FILE).exists():
+        changed = _differences(load_json(path / GIVEN_FILE), new)
+        _check_changes(path, changed, accept, "input")
+    if changed or not (path / GIVEN_FILE).exists():
+        save_json(path / GIVEN_FILE, new)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from rlhf_jax import checkpoint
 from rlhf_jax.data import load_tokenizer, save_tokenizer
 from rlhf_jax.errors import UserError
+from rlhf_jax.fingerprint import files_fingerprint, fingerprint
 from rlhf_jax.models import DType, TransformerConfig
 from rlhf_jax.models.hf import Kind, label_names, load_pretrained, resolve
 from rlhf_jax.models.lora import LoraConfig, apply, merge
@@ -56,6 +57,7 @@ class Stage:
     base: str | None  # what it began with; None: from scratch
     stop_ids: tuple[int, ...]  # end a response
     hf_config: dict[str, Any] | None  # config.json, where it began as transformers'
+    digest: str | None = None  # of the checkpoint that it was read from
     adapters: Params | None = None  # with the head, where that was trained, too
     lora: LoraConfig | None = None
     labels: tuple[str, ...] = ("bad", "good")  # of a reward model with several outputs
@@ -170,6 +172,9 @@ def load_stage(
             "model; give the run directory of that stage"
         )
     params = checkpoint.restore_params(path / CHECKPOINTS, saved["params_path"])
+    step = checkpoint.latest_step(path / CHECKPOINTS)
+    assert step is not None  # it was just read
+    digest = checkpoint.read_manifest(path / CHECKPOINTS, step).digest
     params.pop("value_head", None)  # a critic on the policy's trunk is not the policy
     tokenizer = load_tokenizer(path / TOKENIZER)
     stage = Stage(
@@ -181,6 +186,7 @@ def load_stage(
         base=saved["base"] and _absolute(saved["base"], path),
         stop_ids=tuple(saved["stop_ids"] or [eos_id(tokenizer)]),
         hf_config=saved["hf_config"],
+        digest=digest,
     )
     if saved["lora"] is None:
         return stage
@@ -234,6 +240,20 @@ def _load_hf(path: Path, kind: Kind, option: str, config: PretrainedConfig) -> S
         hf_config=found.hf_config,
         labels=labels,
     )
+
+
+def stage_fingerprint(stage: Stage) -> str:
+    """A short name of what a stage is made of: a checkpoint, or files of transformers.
+
+    No reference.
+
+    Args:
+      stage: as it was loaded.
+    """
+    if stage.digest is not None:
+        return fingerprint([stage.digest])
+    folder = resolve(stage.source)
+    return files_fingerprint(folder, ("config.json", "*.safetensors"))
 
 
 def _stop_ids(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp

@@ -215,7 +215,7 @@ def test_an_error_of_the_thread_is_raised_by_wait(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk gone")
 
-    monkeypatch.setattr(checkpoint.saving, "write_manifest", fail)
+    monkeypatch.setattr("rlhf_jax.checkpoint.saving.write_manifest", fail)
     saving = start_save(tmp_path, 1, make(1), host_state={}, keep=1)
     with pytest.raises(CheckpointError, match="step 1: cannot be saved .disk gone"):
         saving.wait()

@@ -42,7 +42,8 @@ def test_writes_the_nested_configuration(tmp_path):
         "resume": False,
         "devices": None,
     }
-    assert [p.name for p in run.iterdir()] == ["config.json"]  # no temporary files
+    names = sorted(p.name for p in run.iterdir())
+    assert names == [".lock", "config.json"]  # no temporary files
 
 
 def test_run_without_results_may_start_again(tmp_path):

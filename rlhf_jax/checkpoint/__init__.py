@@ -11,7 +11,7 @@ names the file. Leaves are stored under their path in the pytree
 stage, can be read without the code that made the rest.
 """
 
-from rlhf_jax.checkpoint.folder import latest_step, saved_steps
+from rlhf_jax.checkpoint.folder import latest_step, put_all_aside, saved_steps
 from rlhf_jax.checkpoint.loading import (
     Restored,
     restore,
@@ -22,6 +22,7 @@ from rlhf_jax.checkpoint.manifest import (
     CheckpointError,
     DamagedError,
     Manifest,
+    NoneSoundError,
     read_manifest,
     verify,
 )
@@ -31,9 +32,11 @@ __all__ = [
     "CheckpointError",
     "DamagedError",
     "Manifest",
+    "NoneSoundError",
     "Restored",
     "Saving",
     "latest_step",
+    "put_all_aside",
     "read_manifest",
     "restore",
     "restore_latest_valid",

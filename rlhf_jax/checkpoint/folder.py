@@ -56,6 +56,21 @@ def put_aside(directory: Path, step: int) -> Path:
     raise AssertionError
 
 
+def put_all_aside(directory: str | Path) -> None:
+    """Renames every checkpoint, so that a run may begin anew in the same place.
+
+    No reference. Nothing is deleted but what was left half done.
+
+    Args:
+      directory: where checkpoints lie, or where nothing is.
+
+    >>> put_all_aside("no/such/directory")
+    """
+    clean(Path(directory))
+    for step in saved_steps(directory):
+        put_aside(Path(directory), step)
+
+
 def put_aside_before(directory: Path) -> list[str]:
     """Names of the checkpoints that were renamed earlier."""
     if not directory.is_dir():

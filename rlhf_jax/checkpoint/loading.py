@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.sharding import SingleDeviceSharding
@@ -27,6 +26,7 @@ from rlhf_jax.checkpoint.manifest import (
     CheckpointError,
     DamagedError,
     Manifest,
+    NoneSoundError,
     verify,
 )
 
@@ -59,7 +59,7 @@ def restore(directory: str | Path, like: Any, *, step: int | None = None) -> Res
         shape or dtype; every such leaf is listed, saved against expected.
       DamagedError: a file is not what was saved; names it.
 
-    >>> import tempfile
+    >>> import jax.numpy as jnp
     >>> restore("no/run", {"w": jnp.ones(2)})
     Traceback (most recent call last):
     rlhf_jax.checkpoint.manifest.CheckpointError: no/run: no complete checkpoint: ...
@@ -91,9 +91,11 @@ def restore_latest_valid(
       each damaged one, a line each.
 
     Raises:
-      CheckpointError: there are checkpoints, all damaged (steps and reasons; none is
-        renamed), or a sound one is of another state than ``like``.
+      NoneSoundError: there are checkpoints, all damaged (steps and reasons; none is
+        renamed).
+      CheckpointError: a sound one is of another state than ``like``.
 
+    >>> import jax.numpy as jnp
     >>> restore_latest_valid("no/run", {"w": jnp.ones(2)})
     (None, [])
     """
@@ -112,9 +114,9 @@ def restore_latest_valid(
     earlier = [f"{name}: damaged" for name in put_aside_before(directory)]
     if damaged or earlier:
         reasons = "; ".join([*damaged.values(), *earlier])
-        raise CheckpointError(
-            f"{directory}: no sound checkpoint is left: {reasons}: bring back a copy of "
-            "one, or start afresh"
+        raise NoneSoundError(
+            f"{directory}: no sound checkpoint is left: {reasons}: bring back a copy, "
+            "or start afresh"
         )
     return None, []
 
@@ -139,6 +141,7 @@ def restore_params(
       DamagedError: a file is not what was saved; names it.
 
     >>> import tempfile
+    >>> import jax.numpy as jnp
     >>> from rlhf_jax.checkpoint import save
     >>> directory = tempfile.mkdtemp()
     >>> state = {"params": {"w": jnp.ones(2)}, "opt_state": jnp.zeros(9)}
@@ -173,7 +176,7 @@ def _which(directory: str | Path, step: int | None) -> int:
 
 def _load(directory: str | Path, manifest: Manifest, likes: Leaves) -> Leaves:
     """The leaves that ``likes`` names, on the devices of its arrays."""
-    folder = Path(directory).absolute() / str(manifest.step)
+    folder = str(Path(directory).absolute() / str(manifest.step))
     try:
         saved = flat(ocp.metadata(folder).metadata)
         targets = {

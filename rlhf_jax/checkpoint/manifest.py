@@ -19,6 +19,10 @@ class DamagedError(CheckpointError):
     """A checkpoint whose files are not those that were saved."""
 
 
+class NoneSoundError(CheckpointError):
+    """There are checkpoints, and each is damaged."""
+
+
 class Manifest(NamedTuple):
     """What ``manifest.json`` says."""
 

@@ -140,7 +140,7 @@ def start_save(
             clean(directory)
             _check_room(directory, size)
         with _context():
-            written = ocp.save_async(half, nested(arrays))
+            written = ocp.save_async(str(half), nested(arrays))
     except Exception as error:
         raise _failed(directory, step, size, error) from error
 

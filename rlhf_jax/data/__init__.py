@@ -36,7 +36,7 @@ from rlhf_jax.data.conversations import (
 )
 from rlhf_jax.data.formats import FORMATS, detect_format, record_values
 from rlhf_jax.data.grammar import gold_sentiment
-from rlhf_jax.data.loader import batches, make_loader
+from rlhf_jax.data.loader import Loader, batches, make_loader
 from rlhf_jax.data.packing import (
     collate_packed,
     collate_packed_preferences,
@@ -88,6 +88,7 @@ __all__ = [
     "FORMATS",
     "Fault",
     "Labeled",
+    "Loader",
     "LocalFeedback",
     "Preference",
     "Prompt",

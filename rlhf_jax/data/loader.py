@@ -1,7 +1,7 @@
 """Batches of examples: endless and resumable for training, complete for evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import grain
 import numpy as np
@@ -12,6 +12,47 @@ Example = TypeVar("Example")
 Batch = TypeVar("Batch")
 
 
+class Loader(Generic[Batch]):
+    """Batches without end or for some epochs, and which examples they are of.
+
+    What ``make_loader`` returns. ``get_state()`` is a small dict that JSON can hold;
+    ``set_state`` with it goes on exactly there, given the same arguments of
+    ``make_loader``.
+    """
+
+    def __init__(
+        self,
+        numbered: "grain.DatasetIterator[tuple[np.ndarray, Batch]]",
+        examples: Sequence[Any],
+    ):
+        self.examples = examples
+        self._numbered, self._rows = numbered, np.zeros(0, np.int64)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """[batch_size] int64: where in ``examples`` the rows of the last batch are.
+
+        Empty before the first batch, and after ``set_state`` before the next one.
+        """
+        return self._rows
+
+    def __iter__(self) -> "Loader[Batch]":
+        return self
+
+    def __next__(self) -> Batch:
+        self._rows, batch = next(self._numbered)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """The place between two batches."""
+        return self._numbered.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a place that ``get_state`` told."""
+        self._numbered.set_state(state)
+        self._rows = np.zeros(0, np.int64)
+
+
 def make_loader(
     examples: Sequence[Example],
     *,
@@ -20,7 +61,7 @@ def make_loader(
     collate: Callable[[Sequence[Example]], Batch],
     num_epochs: int | None = None,
     shuffle: bool = True,
-) -> "grain.DatasetIterator[Batch]":
+) -> Loader[Batch]:
     """Iterates over batches of examples for training. No reference.
 
     Every epoch has its own order, which seed and epoch determine. The examples of an
@@ -36,9 +77,8 @@ def make_loader(
       shuffle: False keeps the order of the examples.
 
     Returns:
-      An iterator whose ``get_state()`` is a small dict that JSON can hold;
-      ``set_state`` with it goes on exactly there, given the same arguments. It reads in
-      the caller's thread: no workers.
+      A `Loader`, an iterator that can be moved and tells which examples the last batch
+      is of. It reads in the caller's thread: no workers.
 
     Raises:
       DataError: there are fewer examples than one batch.
@@ -47,7 +87,7 @@ def make_loader(
     >>> loader = make_loader(range(5), batch_size=2, seed=0, collate=list)
     >>> first, state, second = next(loader), loader.get_state(), next(loader)
     >>> loader.set_state(state)
-    >>> next(loader) == second
+    >>> next(loader) == second == loader.rows.tolist()
     True
     """
     if batch_size < 1:
@@ -59,13 +99,18 @@ def make_loader(
             f"{len(examples)} examples do not fill one batch of batch_size="
             f"{batch_size}; lower batch_size or give more data"
         )
-    dataset = grain.MapDataset.source(examples)
+
+    def numbered(rows: Sequence[int]) -> tuple[np.ndarray, Batch]:
+        return np.asarray(rows, np.int64), collate([examples[row] for row in rows])
+
+    dataset = grain.MapDataset.source(range(len(examples)))
     if shuffle:
         dataset = dataset.seed(seed).shuffle()
     # Batched before it is repeated: no batch goes over the end of an epoch.
-    dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=collate)
+    dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=numbered)
     dataset = dataset.repeat(num_epochs)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0)))
+    read = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0)))
+    return Loader(read, examples)
 
 
 def batches(

@@ -37,8 +37,9 @@ def _error(script, config, capsys, args=()) -> str:
         patch.setattr(sys, "argv", ["script", *args])
         with pytest.raises(SystemExit) as stopped:
             cli.run(script.main, presets, description="")
-    message = str(stopped.value.code)
-    assert message.startswith("error: ") and "\n" not in message
+    assert stopped.value.code == 2
+    *_, message = capsys.readouterr().err.splitlines()
+    assert message.startswith("error: ")
     return message
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from interrupted import killed_at_its_second_save
 
 from experiments import distill, export, sft
 from experiments.runs import LoraOptions
@@ -48,7 +49,7 @@ def test_the_data_s_completions_with_adapters_on_two_devices(toys, tmp_path):
     assert load_stage(tmp_path, "policy", option="--policy").adapters is not None
 
 
-def test_stopping_and_resuming_changes_nothing(toys, tmp_path, monkeypatch):
+def test_stopping_and_resuming_changes_nothing(toys, tmp_path):
     """Of two updates, the first from the data and the second from the student."""
     config = lambda run, **more: toys.distill(tmp_path / run, 0.5, seed=1, **more)
     whole = distill.main(config("whole"))
@@ -57,18 +58,8 @@ def test_stopping_and_resuming_changes_nothing(toys, tmp_path, monkeypatch):
         for row in read_metrics(tmp_path / "whole/metrics.jsonl")
     ]
     assert sorted(shares) == [0, 1]
-    save, count = distill.save_state, []
-
-    def save_once(*args):
-        if count:
-            raise KeyboardInterrupt
-        count.append(1)
-        save(*args)
-
-    monkeypatch.setattr(distill, "save_state", save_once)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at_its_second_save():
         distill.main(config("stopped"))
-    monkeypatch.setattr(distill, "save_state", save)
     assert distill.main(config("stopped", resume=True)) == whole
     lines = [(tmp_path / r / "metrics.jsonl").read_text() for r in ("stopped", "whole")]
     assert lines[0] == lines[1]

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from interrupted import killed_at_its_second_save
 
 from experiments import cli, export, preference
 from experiments.inputs import DataConfig
@@ -73,18 +74,8 @@ def test_a_moving_reference_stops_and_goes_on(toys, tmp_path, name, monkeypatch)
         tmp_path / run, ref_sync_every=1, **SYNCED[name], **more
     )
     whole = preference.main(config("whole"))
-    save, count = preference.save_state, []
-
-    def save_once(*args):
-        if count:
-            raise KeyboardInterrupt
-        count.append(1)
-        save(*args)
-
-    monkeypatch.setattr(preference, "save_state", save_once)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at_its_second_save():
         preference.main(config("stopped"))
-    monkeypatch.setattr(preference, "save_state", save)
     assert preference.main(config("stopped", resume=True)) == whole
     lines = [
         (tmp_path / run / "metrics.jsonl").read_text() for run in ("stopped", "whole")

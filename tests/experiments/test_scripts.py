@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+from interrupted import killed_at_its_second_save
 
 from experiments import (
     expert_iteration,
@@ -234,7 +235,7 @@ OLDER = {
 
 
 @pytest.mark.parametrize("stage", [*MODULES, "policy-older"])
-def test_stopping_and_resuming_changes_nothing(toys, tmp_path, stage, monkeypatch):
+def test_stopping_and_resuming_changes_nothing(toys, tmp_path, stage):
     stage, _, older = stage.partition("-")
     main = MODULES[stage].main
 
@@ -249,20 +250,9 @@ def test_stopping_and_resuming_changes_nothing(toys, tmp_path, stage, monkeypatc
 
     whole = main(config("whole"))
 
-    # Dies after the first checkpoint, with a line of metrics already beyond it.
-    module = MODULES[stage]
-    save, count = module.save_state, []
-
-    def save_once(*args):
-        if count:
-            raise KeyboardInterrupt
-        count.append(1)
-        save(*args)
-
-    monkeypatch.setattr(module, "save_state", save_once)
-    with pytest.raises(KeyboardInterrupt):
+    # With a line of metrics already beyond the first checkpoint.
+    with killed_at_its_second_save():
         main(config("stopped"))
-    monkeypatch.setattr(module, "save_state", save)
     assert main(config("stopped", resume=True)) == whole
     assert _metrics(tmp_path / "stopped") == _metrics(tmp_path / "whole")
 

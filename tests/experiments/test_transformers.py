@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interrupted import killed_at_its_second_save
 
 from experiments import export, policy, reward_model, sft
 from experiments.inputs import DataConfig
@@ -151,25 +152,15 @@ def test_adapters_share_one_base(toys, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "policy"])
-def test_adapters_resume_exactly(toys, tmp_path, stage, monkeypatch):
+def test_adapters_resume_exactly(toys, tmp_path, stage):
     module = {"sft": sft, "reward": reward_model, "policy": policy}[stage]
     start = {"policy": toys.root / "sft"} if stage == "sft" else {}
     make = lambda name, **kw: getattr(toys, stage)(
         tmp_path / name, lora=LORA, **start, **kw
     )
     whole = module.main(make("whole"))
-    save, count = module.save_state, []
-
-    def save_once(*args):
-        if count:
-            raise KeyboardInterrupt
-        count.append(1)
-        save(*args)
-
-    monkeypatch.setattr(module, "save_state", save_once)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at_its_second_save():
         module.main(make("stopped"))
-    monkeypatch.setattr(module, "save_state", save)
     assert module.main(make("stopped", resume=True)) == whole
 
 

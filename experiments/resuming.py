@@ -1,0 +1,156 @@
+"""Stopping and going on: what a run was given, its state, when that is saved."""
+
+import importlib.metadata
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from experiments.logs import due
+from experiments.runs import ResumeConfig
+from rlhf_jax import checkpoint
+from rlhf_jax.data import Loader
+from rlhf_jax.errors import UserError
+from rlhf_jax.fingerprint import fingerprint
+from rlhf_jax.rundir import check_given, create_run_dir
+from rlhf_jax.stages import CHECKPOINTS, Stage, stage_fingerprint
+from rlhf_jax.stopping import TRY_AGAIN, stop_signals
+
+PACKAGES = ("jax", "flax", "optax")  # whose versions change roundings
+
+
+def start_run(config: ResumeConfig) -> Path:
+    """The run directory, this process's own; see `create_run_dir`."""
+    return create_run_dir(
+        config.run_dir, config, resume=config.resume, accept=config.accept
+    )
+
+
+def resume_state(
+    config: ResumeConfig,
+    state: Any,
+    loader: Loader,
+    tokenizer: Any,
+    **stages: Stage | Callable | None,
+) -> tuple[Any, int | None]:
+    """(state, step) of the latest sound checkpoint, the loader moved to its place.
+
+    The state as it is and None where there is no checkpoint yet.
+
+    Args:
+      config: of the run.
+      state: just made.
+      loader: of what it learns from.
+      tokenizer: of the text.
+      **stages: the earlier stages that it begins with, by option; a reward function is
+        known by its name, and None is nothing.
+
+    Raises:
+      UserError: the run began with other data, another tokenizer or stage; no
+        checkpoint is sound; or its leaves are not those of ``state``.
+    """
+    given = {
+        "data": fingerprint(loader.examples),
+        "tokenizer": fingerprint([tokenizer.backend_tokenizer.to_str()]),
+    }
+    for name, stage in stages.items():
+        if isinstance(stage, Stage):
+            given[name] = stage_fingerprint(stage)
+    check_given(config.run_dir, given, accept=config.accept)
+    directory = config.run_dir / CHECKPOINTS
+    try:
+        restored, damaged = checkpoint.restore_latest_valid(directory, state)
+    except checkpoint.NoneSoundError as error:
+        if not config.restart:
+            raise UserError(f"{error} with --restart") from error
+        checkpoint.put_all_aside(directory)
+        return state, None
+    for line in damaged:
+        print(f"warning: {line}: renamed, an earlier one is used", file=sys.stderr)
+    if restored is None:
+        return state, None
+    loader.set_state(restored.host_state["loader"])
+    _say_versions(restored.host_state["versions"])
+    return restored.state, restored.step
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _say_versions(saved: Mapping[str, str]) -> None:
+    now = _versions()
+    if changed := [f"{n} {saved[n]} → {now[n]}" for n in now if saved[n] != now[n]]:
+        print(
+            f"note: {', '.join(changed)} since the checkpoint: the numbers may differ "
+            "in rounding from a run that did not stop",
+            file=sys.stderr,
+        )
+
+
+class Saves:
+    """When a run's state is saved, and how; see `saving`."""
+
+    def __init__(
+        self,
+        config: ResumeConfig,
+        total: int,
+        loader: Loader,
+        asked: Callable[[], str | None],
+    ):
+        self._config, self._total, self._loader = config, total, loader
+        self._asked = asked
+        self._running: checkpoint.Saving | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether it is time: every so often, at the end, and when asked to stop."""
+        return due(step, self._config.save_every, self._total) or bool(self._asked())
+
+    def save(self, step: int, state: Any) -> None:
+        """Begins to save; training may go on. If asked to stop, it saves and stops.
+
+        Raises:
+          SystemExit: stopped, with the exit code `TRY_AGAIN`.
+        """
+        self.wait()  # one at a time
+        self._running = checkpoint.start_save(
+            self._config.run_dir / CHECKPOINTS,
+            step,
+            state,
+            host_state={"loader": self._loader.get_state(), "versions": _versions()},
+            keep=2,
+        )
+        if step < self._total and (signal := self._asked()):
+            self.wait()
+            print(
+                f"{self._config.run_dir}: stopped by {signal}, saved at "
+                f"{step}/{self._total}; the same command with --resume goes on",
+                file=sys.stderr,
+            )
+            raise SystemExit(TRY_AGAIN)
+
+    def wait(self) -> None:
+        """Until what was begun is on disk."""
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.wait()
+
+
+@contextmanager
+def saving(config: ResumeConfig, total: int, loader: Loader) -> Iterator[Saves]:
+    """What saves a run's state; on leaving it, the last checkpoint is on disk.
+
+    Within it SIGTERM and SIGINT are requests to stop, see `stop_signals`.
+
+    Args:
+      config: run directory, and how often.
+      total: steps in all.
+      loader: whose place is part of the state.
+    """
+    with stop_signals() as asked:
+        saves = Saves(config, total, loader, asked)
+        try:
+            yield saves
+        finally:
+            saves.wait()
