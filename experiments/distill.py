@@ -146,7 +146,7 @@ def main(config: Config) -> dict[str, float]:
         return report_student(run_dir, before, evaluate(state))
     shown: Any = {"loss": "distillation/loss", "KL": "distillation/kl"}
     with (
-        run_log("Distillation", config, total, restored, **shown) as log,
+        run_log("Distillation", config, total, loader, restored, **shown) as log,
         saving(config, total, loader) as saves,
     ):
         show_rollout.on = log.show
@@ -160,7 +160,8 @@ def main(config: Config) -> dict[str, float]:
             else:
                 batch = shard(answered(examples), devices)
             state, metrics = update(state, batch, taught, frozen)
-            log.add(step, metrics, tokens=metrics.counts["distillation/loss"])
+            tokens = metrics.counts["distillation/loss"]
+            log.add(step, metrics, tokens=tokens)
             log.also(scores | {"distillation/on_policy": float(drawn)})
             log.flush()  # an iteration is long: its numbers are not kept waiting
             if saves.due(step):

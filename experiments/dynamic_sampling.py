@@ -4,12 +4,13 @@ Dynamic sampling of Yu et al. 2025 (DAPO), arXiv:2503.14476, §3.2.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from experiments.rollouts import Drawn
+from rlhf_jax.data import Loader
 from rlhf_jax.ops import informative_groups
 from rlhf_jax.parallel import Devices, shard, unshard
 from rlhf_jax.steps import PolicyConfig, shape_scores
@@ -18,7 +19,7 @@ from rlhf_jax.types import Array, Params, TokenBatch
 
 def make_draws(
     draw: Callable[[Params, TokenBatch, Array], Drawn],
-    prompts: Iterator[TokenBatch],
+    prompts: Loader[TokenBatch],
     algorithm: PolicyConfig,
     devices: Devices,
     *,
@@ -35,12 +36,17 @@ def make_draws(
         filled up with the first of the others. With 1, a batch is as it is drawn.
     """
 
+    def draw_next(params: Params, key: Array) -> Drawn:
+        batch = draw(params, next(prompts), key)
+        asked = np.repeat(prompts.rows.astype(np.int32), algorithm.sampling.completions)
+        return batch._replace(asked=shard(asked, devices))
+
     def drawn(params: Params, key: Array) -> Drawn:
         if most == 1:
-            return draw(params, next(prompts), key)
+            return draw_next(params, key)
         taught, others, rows = [], [], 0
         for n in range(most):
-            batch = unshard(draw(params, next(prompts), jax.random.fold_in(key, n)))
+            batch = unshard(draw_next(params, jax.random.fold_in(key, n)))
             rows = len(batch.scores)
             unequal = _unequal(batch, algorithm)
             taught.append(jax.tree.map(lambda x, keep=unequal: x[keep], batch))

@@ -115,7 +115,8 @@ def main(config: Config) -> dict[str, float]:
     # 2. The parts of a round: sample, score, keep the best; then imitate them.
     whole = policy.params, nets.judge, nets.frozen
     ref, judge, frozen = replicate(whole, devices)
-    score = make_scorer(reward, judge, config.reward_kind, tokenizer, devices)
+    judged = reward, judge, config.reward_kind, tokenizer, devices
+    score = make_scorer(*judged, **config.calls())
     show_rollout = ShowRollout()
     sample = functools.partial(
         sample_alone,
@@ -149,7 +150,7 @@ def main(config: Config) -> dict[str, float]:
         return report_samples(run_dir, before, evaluate(state))
     shown: dict[str, Any] = {"reward": "objective/score", "KL": "objective/kl"}
     with (
-        run_log("rounds", config, total, restored, **shown) as log,
+        run_log("rounds", config, total, loader, restored, **shown) as log,
         saving(config, total, loader) as saves,
     ):
         show_rollout.on = log.show
@@ -163,7 +164,7 @@ def main(config: Config) -> dict[str, float]:
                 state, improved = imitate(state, part, frozen)
                 metrics += improved
             tokens = sampled.metrics.sums["rollout/response_length"]
-            log.add(step, metrics, tokens=tokens)
+            log.add(step, metrics, tokens=tokens, scores=sampled.scores)
             log.also(gold_score(gold, tokenizer, sampled.rollout))
             log.flush()  # a round is long: its numbers are not kept waiting
             if saves.due(step):

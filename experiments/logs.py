@@ -3,13 +3,15 @@
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from experiments.runs import RunConfig
+from rlhf_jax.data import Loader
+from rlhf_jax.guards import FAULTS_FILE, Guard
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.ops.fused_logprobs import CHUNK
 from rlhf_jax.parallel import Devices
@@ -75,11 +77,21 @@ def due(step: int, every: int, total: int) -> bool:
     return step % every == 0 or step == total
 
 
+class Watched(NamedTuple):
+    """A step that the guard has not seen yet."""
+
+    step: int
+    metrics: Metrics
+    rows: Any
+    scores: Any
+
+
 class RunLog:
     """A stage's lines of metrics, and the numbers beside its bar; see `run_log`.
 
     What a step found is read when the next one is under way, so that the devices do not
-    wait for the host to have read it.
+    wait for the host to have read it: of every step whether its update was skipped, of
+    those that have a line all of it.
     """
 
     def __init__(
@@ -88,23 +100,49 @@ class RunLog:
         advance: Callable[..., None],
         shown: Mapping[str, str],
         is_due: Callable[[int], bool],
+        guard: Guard,
+        loader: Loader,
     ):
         self.show = functools.partial(advance, steps=0)
         self._logger, self._advance, self._shown = logger, advance, shown
-        self._is_due, self._meter = is_due, TokenMeter()
+        self._is_due, self._meter, self._guard = is_due, TokenMeter(), guard
+        self._loader = loader
         self._numbers = dict.fromkeys([*shown, "tok/s"], float("nan"))
         self._line: tuple[int, Metrics, dict[str, float]] | None = None
+        self._watched: Watched | None = None
 
     @property
     def pending(self) -> bool:
         """Whether the last step has a line, which is not written yet."""
         return self._line is not None
 
-    def add(self, step: int, metrics: Metrics, *, tokens: int | Array) -> None:
-        """A step is under way; its line, if one is due, is written with the next."""
+    def add(
+        self,
+        step: int,
+        metrics: Metrics,
+        *,
+        tokens: int | Array,
+        rows: Any = None,
+        scores: Any = None,
+    ) -> None:
+        """A step is under way; its line, if one is due, is written with the next.
+
+        Args:
+          step: its number.
+          metrics: what it returns.
+          tokens: how many went through it.
+          rows: int array, which examples it learns from, for `Guard.check`; none for
+            those of the loader's last batch.
+          scores: float array of what they scored, if they did.
+
+        Raises:
+          UserError: too many of the steps before it, in a row, were faults.
+        """
         self.flush()
         self._meter.add(tokens)
         self._line = (step, metrics, {}) if self._is_due(step) else None
+        rows = self._loader.rows if rows is None else rows
+        self._watched = Watched(step, metrics, rows, scores)
         self._advance(self._numbers)
 
     def also(self, values: Mapping[str, float]) -> None:
@@ -112,8 +150,20 @@ class RunLog:
         assert self._line is not None
         self._line[-1].update(values)
 
-    def flush(self) -> None:
-        """Waits for the last step and writes its line, if that is pending."""
+    def flush(self, *, stop: bool = True) -> None:
+        """Waits for the last step; writes its line, if one is pending; looks at it.
+
+        Raises:
+          UserError: it is the last of too many faults in a row, and ``stop``.
+        """
+        watched, self._watched = self._watched, None
+        self._write()
+        if watched is not None:
+            step, metrics, rows, scores = watched
+            given: Any = {"rows": rows, "scores": scores, "stop": stop}
+            self._guard.check(step, metrics, **given)
+
+    def _write(self) -> None:
         if self._line is None:
             return
         step, metrics, more = self._line
@@ -130,6 +180,7 @@ def run_log(
     name: str,
     config: RunConfig,
     total: int,
+    loader: Loader,
     restored: int | None,
     every: int = 1,
     **shown: str,
@@ -138,19 +189,42 @@ def run_log(
 
     Args:
       name: of the stage, beside the bar.
-      config: run directory and trackers.
+      config: run directory, trackers and guard.
       total: steps in all.
+      loader: of what it learns from.
       restored: the step of the checkpoint that the run goes on from; None for none.
       every: steps between lines of metrics; the last step has one in any case.
-      **shown: beside the bar: a short name, and the metric that it stands for.
+      **shown: beside the bar: a short name, and the metric that it stands for; spikes
+        are looked for in ``loss``.
     """
-    logger = MetricsLogger(config.run_dir, config.tracking, restored_step=restored)
+    run_dir = config.run_dir
+    guard = Guard(
+        run_dir,
+        config.guard,
+        restored_step=restored,
+        loss=shown.get("loss"),
+        name_rows=functools.partial(origins, loader.examples),
+    )
+    logger = MetricsLogger(run_dir, config.tracking, restored_step=restored)
     with logger, progress(name, total, done=restored or 0) as advance:
-        log = RunLog(logger, advance, shown, lambda step: due(step, every, total))
+        is_due = lambda step: due(step, every, total)
+        log = RunLog(logger, advance, shown, is_due, guard, loader)
         try:
             yield log
         finally:
-            log.flush()
+            log.flush(stop=False)
+    if guard.skipped:
+        print(f"{run_dir}: {guard.skipped} updates were skipped, see {FAULTS_FILE}")
+
+
+def origins(examples: Sequence[Any], rows: Sequence[int]) -> list[str]:
+    """Where rows come from, such as file:line; of a packed row all that share it."""
+    found = []
+    for row in rows:
+        example = examples[row]
+        group = example if isinstance(example, list | tuple) else (example,)
+        found += [getattr(e, "origin", "") or f"row {row}" for e in group]
+    return found
 
 
 class TokenMeter:

@@ -47,6 +47,10 @@ class OnlineConfig(RunConfig):
     """What of a reward model is the reward; logit or probability for classifiers."""
     reward_label: str | None = None
     """Which label of a classifier is the good one: its name or index."""
+    reward_timeout: float | None = None
+    """Seconds that a reward function may take for a batch; none waits for ever."""
+    reward_retries: int = 0
+    """How often a reward function is called again that was late or raised."""
     gold: str | None = None
     """The truth, as module:function, where it is known: logged, never trained on."""
     data: DataConfig = DataConfig("tfds:tiny_reviews/prompts:train")
@@ -73,6 +77,10 @@ class OnlineConfig(RunConfig):
     """Samples of the policy before and after training."""
     save_every: int = 20
     """Iterations between checkpoints."""
+
+    def calls(self) -> dict[str, Any]:
+        """How reward functions are called."""
+        return {"timeout": self.reward_timeout, "retries": self.reward_retries}
 
 
 class Given(NamedTuple, Generic[Algorithm]):

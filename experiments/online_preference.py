@@ -97,7 +97,8 @@ def main(config: Config) -> dict[str, float]:
     # One tree, so that what policy, reference and reward model share is there once.
     whole = policy.params, nets.judge, nets.frozen
     ref, judge, frozen = replicate(whole, devices)
-    score = make_scorer(reward, judge, config.reward_kind, tokenizer, devices)
+    judged = reward, judge, config.reward_kind, tokenizer, devices
+    score = make_scorer(*judged, **config.calls())
     show_rollout = ShowRollout()
     pairs_of = make_pairs(nets, online, score, ref, frozen, devices, show_rollout)
     update = on_batches(
@@ -130,7 +131,7 @@ def main(config: Config) -> dict[str, float]:
         return report_samples(run_dir, before, evaluate(state))
     shown: dict[str, Any] = {"reward": "objective/score", "KL": "objective/kl"}
     with (
-        run_log("online", config, total, restored, **shown) as log,
+        run_log("online", config, total, loader, restored, **shown) as log,
         saving(config, total, loader) as saves,
     ):
         show_rollout.on = log.show
@@ -139,7 +140,9 @@ def main(config: Config) -> dict[str, float]:
             sampled = pairs_of(state, next(loader), key)
             state, improved = update(state, sampled.experience, frozen)
             tokens = sampled.metrics.sums["rollout/response_length"]
-            log.add(step, sampled.metrics + improved, tokens=tokens)
+            log.add(
+                step, sampled.metrics + improved, tokens=tokens, scores=sampled.scores
+            )
             log.also(gold_score(gold, tokenizer, sampled.rollout))
             log.flush()  # an iteration is long: its numbers are not kept waiting
             if saves.due(step):

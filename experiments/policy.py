@@ -125,7 +125,8 @@ def main(config: Config) -> dict[str, float]:
     # 2. The parts of an iteration: sample and score; compare and look ahead; update.
     # One tree, so that what policy, reference and reward model share is there once.
     ref, judge, frozen = replicate((reference, nets.judge, nets.frozen), devices)
-    score = make_scorer(reward, judge, config.reward_kind, tokenizer, devices)
+    judged = reward, judge, config.reward_kind, tokenizer, devices
+    score = make_scorer(*judged, **config.calls())
     show = ShowRollout()
     draw = make_draw(nets, algorithm, score, frozen, devices, report=show.report())
     compare = make_compare(nets, algorithm, ref, frozen, devices)
@@ -169,17 +170,19 @@ def main(config: Config) -> dict[str, float]:
     if beta:
         watched["KL"] = "objective/kl"
     with (
-        run_log("Policy", config, total, start, **watched) as log,
+        run_log("Policy", config, total, loader, start, **watched) as log,
         saving(config, total, loader) as saves,
     ):
         show.on = log.show
         for step in range((start or 0) + 1, total + 1):
             waiting.append(drawn(state.params, keys(step + config.lag)[0]))
-            sampled = compare(state, waiting.pop(0))
+            batch = waiting.pop(0)
+            sampled = compare(state, batch)
             experience, mix = pack(sampled.experience), demonstrations(step)
             state, improved = update(state, experience, frozen, mix, key=keys(step)[1])
             tokens = sampled.metrics.sums["rollout/response_length"]
-            log.add(step, sampled.metrics + improved, tokens=tokens)
+            which: Any = {"rows": batch.asked, "scores": batch.scores}
+            log.add(step, sampled.metrics + improved, tokens=tokens, **which)
             log.also(gold_score(gold, tokenizer, sampled.rollout))
             log.flush()  # an iteration is long: its numbers are not kept waiting
             if saves.due(step):

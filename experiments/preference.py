@@ -162,13 +162,13 @@ def main(config: Config) -> dict[str, float]:
         step = lambda batch: eval_step(state, shard(batch, devices), *others)
         return held_out_metrics(step, data, config.batch_size)
 
-    start = restored or 0
+    start, every = restored or 0, config.log_every
     if start == total:
         print(f"{run_dir}: nothing to do ({total}/{total} updates)")
         return report_accuracy(title, run_dir, evaluate())
     every, loss = config.log_every, "preference/loss"
     with (
-        run_log("Preferences", config, total, restored, every, loss=loss) as log,
+        run_log("Preference", config, total, loader, restored, every, loss=loss) as log,
         saving(config, total, loader) as saves,
     ):
         for step in range(start + 1, total + 1):

@@ -13,6 +13,7 @@ from rlhf_jax import checkpoint
 from rlhf_jax.data import Loader
 from rlhf_jax.errors import UserError
 from rlhf_jax.fingerprint import fingerprint
+from rlhf_jax.guards import check_finite
 from rlhf_jax.rundir import check_given, create_run_dir
 from rlhf_jax.stages import CHECKPOINTS, Stage, stage_fingerprint
 from rlhf_jax.stopping import TRY_AGAIN, stop_signals
@@ -112,7 +113,9 @@ class Saves:
 
         Raises:
           SystemExit: stopped, with the exit code `TRY_AGAIN`.
+          UserError: a number in the state is not finite; or it could not be written.
         """
+        check_finite(state, step)
         self.wait()  # one at a time
         self._running = checkpoint.start_save(
             self._config.run_dir / CHECKPOINTS,

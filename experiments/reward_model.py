@@ -161,9 +161,9 @@ def main(config: Config) -> dict[str, float]:
     if start == total:
         print(f"{run_dir}: nothing to do ({total}/{total} updates)")
         return report_accuracy(title, run_dir, evaluate())
-    every = config.log_every
+    every, loss = config.log_every, "reward/loss"
     with (
-        run_log("Reward", config, total, restored, every, loss="reward/loss") as log,
+        run_log("Reward", config, total, loader, restored, every, loss=loss) as log,
         saving(config, total, loader) as saves,
     ):
         for step in range(start + 1, total + 1):

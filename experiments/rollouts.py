@@ -71,17 +71,20 @@ def make_scorer(
     kind: ScoreKind,
     tokenizer: Any,
     devices: Devices,
+    **calls: Any,
 ) -> Callable[[Rollout], Array]:
     """A function from a sharded rollout to its sharded scores [N, B/N].
 
-    ``params`` are those of the reward model on every device; a function has none.
+    ``params`` are those of the reward model on every device; a function has none, and
+    is called with the options ``calls`` of `call_reward_function`.
     """
     if not isinstance(reward, Stage):
 
         def score_texts(rollout: Rollout) -> Array:
             whole = unshard(rollout)
             columns = {"completion_ids": response_ids(whole)}
-            scores = call_reward_function(reward, *decode(tokenizer, whole), columns)
+            asked = reward, *decode(tokenizer, whole), columns
+            scores = call_reward_function(*asked, **calls)
             return shard(scores, devices)
 
         return score_texts
@@ -114,6 +117,7 @@ class Drawn(NamedTuple):
     rollout: Rollout
     scores: Array  # [N, B/N]
     greedy_scores: Array | None  # [N, B/N] of the greedy responses, if asked for
+    asked: Array | None = None  # [N, B/N] int32: which prompt of the data each answers
 
 
 class Sampled(NamedTuple):
@@ -196,7 +200,7 @@ def make_compare(
     )
 
     def compare(state: PolicyState, drawn: Drawn) -> Sampled:
-        rollout, scores, best = drawn
+        rollout, scores, best, _ = drawn
         found = step(state, ref_params, rollout, scores, frozen, best)
         return Sampled(rollout, scores, *found)
 

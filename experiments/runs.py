@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.guards import GuardConfig
 from rlhf_jax.models import lora
 from rlhf_jax.parallel import Devices, data_parallel
 from rlhf_jax.sampling import SamplingConfig
@@ -65,6 +66,8 @@ class RunConfig(ResumeConfig):
     """Of initialisation, order and sampling."""
     tracking: TrackingConfig = TrackingConfig()
     """TensorBoard and W&B."""
+    guard: GuardConfig = GuardConfig()
+    """What stops a run whose losses or gradients are not finite."""
 
 
 def for_stages(config: RunConfig) -> dict[str, Any]:

@@ -152,12 +152,13 @@ def main(config: Config) -> dict[str, float]:
             return found
     every = config.log_every
     with (
-        run_log("SFT", config, total, restored, every, loss="sft/loss") as log,
+        run_log("SFT", config, total, loader, restored, every, loss="sft/loss") as log,
         saving(config, total, loader) as saves,
     ):
         for step in range(start + 1, total + 1):
             state, metrics = train_step(state, shard(next(loader), devices), frozen)
-            log.add(step, metrics, tokens=config.batch_size * data.length)
+            tokens = config.batch_size * data.length
+            log.add(step, metrics, tokens=tokens)
             enough = False
             if log.pending and due(step, config.eval_every, total):
                 log.also(found := evaluate())

@@ -60,9 +60,12 @@ def main(config: Config) -> dict[str, float]:
     """Trains, and returns the table's numbers."""
     run_dir = create_run_dir(config.run_dir, config, resume=False)
     compiled: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: compiled.append(time.time()) if event == COMPILED else 0
-    )
+
+    def note(event: str, *_: Any, **__: Any) -> None:
+        if event == COMPILED:
+            compiled.append(time.time())
+
+    jax.monitoring.register_event_duration_secs_listener(note)
     stages = run_dir / "stages"
     quickstart.main(quickstart.Config(stages, scale=0.02, devices=1, until="reward"))
     began, memory = time.time(), []

@@ -33,6 +33,9 @@ _NOT_COMPARED = (
     "until",
     "tracking",
     "devices",
+    "guard",
+    "reward_timeout",
+    "reward_retries",
 )
 
 

@@ -35,6 +35,7 @@ def combine_rewards(
     *,
     weights: Mapping[str, float] | None = None,
     timeout: float | None = None,
+    retries: int = 0,
     batch_size: int | None = None,
 ) -> CombinedRewards:
     """Weighted sum of reward functions: r(x, y) = Σᵢ wᵢ rᵢ(x, y). No reference.
@@ -50,6 +51,7 @@ def combine_rewards(
       columns: {name: B values}.
       weights: {name: wᵢ}; None: 1 each.
       timeout: seconds for each batch.
+      retries: calls more, at most, of those that are late or raise an exception.
       batch_size: rows a call; None: all at once.
 
     Returns:
@@ -85,6 +87,7 @@ def combine_rewards(
         completions,
         columns,
         timeout=timeout,
+        retries=retries,
         batch_size=batch_size,
     )
     table = np.stack([parts[name] for name in functions])  # [F, B]

@@ -4,7 +4,7 @@ import functools
 import importlib
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from rlhf_jax.rewards.calls import arguments, call_all, function_name
 
 RewardFunction = Callable[..., Any]
 Columns = Mapping[str, Sequence[Any]]
+LARGEST = float(np.finfo(np.float32).max)  # of what a score may be
 
 
 def load_reward_function(name: str) -> RewardFunction:
@@ -48,6 +49,7 @@ def call_reward_function(
     columns: Columns | None = None,
     *,
     timeout: float | None = None,
+    retries: int = 0,
     batch_size: int | None = None,
 ) -> np.ndarray:
     """Calls a reward function and checks what it returns. No reference.
@@ -63,6 +65,7 @@ def call_reward_function(
         the token ids of the completions.
       timeout: seconds for each call; it then runs in a thread. A function that is late
         is left behind there: threads cannot be killed. None waits for ever.
+      retries: calls more, at most, where one is late or raises an exception.
       batch_size: rows a call, one call after another; None: all at once.
 
     Returns:
@@ -71,7 +74,8 @@ def call_reward_function(
     Raises:
       UserError: not a sequence of B finite numbers (None, which says that a function
         does not apply, is for ``combine_rewards``), a column that is not there, no
-        answer in time; names function, row and value. Nothing is broadcast or cast.
+        answer in time, an exception, which is the error's cause; names function, row
+        and value. Nothing is broadcast or cast.
 
     >>> right = lambda completions, answer: [float(x == y) for x, y in
     ...     zip(completions, answer)]
@@ -85,6 +89,7 @@ def call_reward_function(
         completions,
         columns,
         timeout=timeout,
+        retries=retries,
         batch_size=batch_size,
     )[name]
     if np.isnan(scores).any():
@@ -104,6 +109,7 @@ def score_table(
     columns: Columns | None,
     *,
     timeout: float | None,
+    retries: int,
     batch_size: int | None,
 ) -> dict[str, np.ndarray]:
     """{name: [B] float32, NaN for None} of several functions, a batch at a time."""
@@ -119,7 +125,8 @@ def score_table(
             for name, f in functions.items()
         }
         shown = f"rows {start} to {rows.stop - 1}"
-        for name, scores in call_all(calls, timeout=timeout, rows=shown).items():
+        options: Any = {"timeout": timeout, "retries": retries, "rows": shown}
+        for name, scores in call_all(calls, **options).items():
             found[name] += _checked(name, scores, batch["completions"], start)
     return {name: np.asarray(scores, np.float32) for name, scores in found.items()}
 
@@ -131,7 +138,8 @@ def _checked(
     if isinstance(scores, np.ndarray | jax.Array):
         scores = scores.tolist()
     expected = f"expected a list of {len(completions)} finite numbers"
-    if isinstance(scores, str | bytes) or not hasattr(scores, "__len__"):
+    unordered = isinstance(scores, str | bytes | Set | Mapping)
+    if unordered or not hasattr(scores, "__len__"):
         raise UserError(
             f"reward function {name} returned {type(scores).__name__}: {expected}"
         )
@@ -142,10 +150,11 @@ def _checked(
     for row, score in enumerate(scores):
         if score is None:
             continue
-        if not isinstance(score, numbers.Real) or not math.isfinite(score):
+        size: Any = abs(score) if isinstance(score, numbers.Real) else math.nan
+        if not size <= LARGEST:
             raise UserError(
-                f"reward function {name}, row {start + row}: score {score!r} of "
-                f"{completions[row][:60]!r}: {expected}"
+                f"reward function {name}, row {start + row}: score {score!r:.60} of "
+                f"{completions[row][:60]!r}: {expected} that float32 holds"
             )
     return [math.nan if score is None else float(score) for score in scores]
 

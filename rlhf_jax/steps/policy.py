@@ -255,12 +255,13 @@ def _adapt_kl_coef(
         return state
     assert experience.ref_logprobs is not None
     kl, episodes = episode_kl(experience.rollout, experience.ref_logprobs)
-    return state.replace(
-        kl_coef=adaptive_kl_update(
-            state.kl_coef,
-            kl / episodes,
-            target=config.kl.target,
-            horizon=config.kl.horizon,
-            num_episodes=episodes,
-        )
+    adapted = adaptive_kl_update(
+        state.kl_coef,
+        kl / episodes,
+        target=config.kl.target,
+        horizon=config.kl.horizon,
+        num_episodes=episodes,
     )
+    # As with an update that is skipped: β would stay NaN for ever.
+    known = jnp.isfinite(adapted)
+    return state.replace(kl_coef=jnp.where(known, adapted, state.kl_coef))

@@ -67,6 +67,10 @@ def apply_loss(
     Gradients of the numerator and the denominators are summed over micro-batches and
     devices, and divided once: into how many parts the batch is cut changes nothing.
 
+    Where L or the norm of its gradient is NaN or infinite, the update is skipped: the
+    new state has the parameters and the optimiser state of the old one, byte for byte,
+    and counts the step. All devices decide from the same global numbers.
+
     Args:
       state: before the update.
       loss_fn: (params, part of the batch) -> (Σ wᵢ ℓᵢ, Σ wᵢ, metrics) of that part; the
@@ -78,33 +82,50 @@ def apply_loss(
 
     Returns:
       The state after the update, and the metrics of the global batch with
-      ``optim/grad_norm`` (of the global gradient, before clipping). Without any weight
-      the gradient is 0.
+      ``optim/grad_norm`` (of the global gradient, before clipping), ``optim/skipped``
+      and ``optim/empty`` (docs/metrics). Those of a skipped update are what they are.
+      Without any weight the gradient is 0.
 
     Raises:
       ValueError: the rows cannot be cut into as many equal parts.
     """
-    gradient = jax.grad(_numerator(loss_fn), has_aux=True)
+    gradient = jax.value_and_grad(_numerator(loss_fn), has_aux=True)
     if micro_batches == 1:
-        grads, (weight, metrics) = gradient(state.params, batch)
+        (total, (weight, metrics)), grads = gradient(state.params, batch)
     else:
 
         def add(grads, part):
-            more, rest = gradient(state.params, part)
-            return optax.tree.add(grads, more), rest
+            found, more = gradient(state.params, part)
+            return optax.tree.add(grads, more), found
 
         zeros = optax.tree.zeros_like(state.params)
         parts = cut(batch, micro_batches)
-        grads, (weight, stacked) = jax.lax.scan(add, zeros, parts)
-        weight, metrics = jnp.sum(weight), stacked.collapse()
+        grads, (total, (weight, stacked)) = jax.lax.scan(add, zeros, parts)
+        total, weight = jnp.sum(total), jnp.sum(weight)
+        metrics = stacked.collapse()
     if axis_name is not None:
-        grads, weight = jax.lax.psum((grads, weight), axis_name)
+        grads, weight, total = jax.lax.psum((grads, weight, total), axis_name)
     with jax.named_scope("optimizer"):
         scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
         grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
-        norm = Metrics.of({"optim/grad_norm": (optax.tree.norm(grads), 1)})
-        state = state.apply_gradients(grads=grads)
-    return state, metrics.reduce(axis_name) + norm
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        state = _unless(~finite, state, state.apply_gradients(grads=grads))
+    found = {
+        "optim/grad_norm": (norm, 1),
+        "optim/skipped": (~finite, 1),
+        "optim/empty": (weight <= 0, 1),
+    }
+    return state, metrics.reduce(axis_name) + Metrics.of(found)
+
+
+def _unless(skipped: Array, before: State, after: State) -> State:
+    """``after``; where the update is skipped, with what ``before`` has learned."""
+    choose = lambda old, new: jnp.where(skipped, old, new)
+    params, opt_state = jax.tree.map(
+        choose, (before.params, before.opt_state), (after.params, after.opt_state)
+    )
+    return after.replace(params=params, opt_state=opt_state)
 
 
 def _numerator(loss_fn: LossFn) -> Callable:

@@ -272,10 +272,15 @@ def _metrics(
 
 
 def _remember(state: UnpairedState, metrics: Metrics) -> UnpairedState:
-    """The running means of βu with those of a global batch."""
+    """The running means of βu with those of a global batch, unless it was skipped."""
     names = ("preference/bad_reward", "preference/good_reward")
     sums = jnp.stack([metrics.sums[name] for name in names])
     new = jnp.stack([metrics.counts[name] for name in names])
     counts = state.reward_counts + new
     change = (sums - new * state.reward_means) / jnp.maximum(counts, 1.0)
-    return state.replace(reward_means=state.reward_means + change, reward_counts=counts)
+    skipped = metrics.sums["optim/skipped"] > 0
+    keep = lambda old, new: jnp.where(skipped, old, new)
+    return state.replace(
+        reward_means=keep(state.reward_means, state.reward_means + change),
+        reward_counts=keep(state.reward_counts, counts),
+    )

@@ -7,8 +7,11 @@ import pytest
 from experiments import reward_model, sft
 from experiments.logs import run_log
 from experiments.runs import RunConfig
+from rlhf_jax.data import make_loader
 from rlhf_jax.tracking import read_metrics
 from rlhf_jax.types import Metrics
+
+LOADER = make_loader(range(4), batch_size=2, seed=0, collate=list)
 
 
 class Found(Metrics):
@@ -36,7 +39,7 @@ def _lines(folder):
 
 
 def test_a_line_is_read_when_the_next_step_is_under_way(tmp_path):
-    with run_log("toy", RunConfig(tmp_path), 3, None, loss="loss") as log:
+    with run_log("toy", RunConfig(tmp_path), 3, LOADER, None, loss="loss") as log:
         for step in (1, 2, 3):
             EVENTS.append("step")
             log.add(step, _found(step), tokens=8)
@@ -51,7 +54,7 @@ def test_a_line_is_read_when_the_next_step_is_under_way(tmp_path):
 
 
 def test_lines_that_are_not_due_are_never_read(tmp_path):
-    with run_log("toy", RunConfig(tmp_path), 5, None, 2, loss="loss") as log:
+    with run_log("toy", RunConfig(tmp_path), 5, LOADER, None, 2, loss="loss") as log:
         for step in range(1, 6):
             log.add(step, _found(step), tokens=8)
             assert log.pending == (step in (2, 4, 5))
@@ -61,7 +64,7 @@ def test_lines_that_are_not_due_are_never_read(tmp_path):
 
 def test_the_last_line_is_written_after_an_interruption(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        with run_log("toy", RunConfig(tmp_path), 3, None, loss="loss") as log:
+        with run_log("toy", RunConfig(tmp_path), 3, LOADER, None, loss="loss") as log:
             log.add(1, _found(1), tokens=8)
             log.add(2, _found(2), tokens=8)
             raise KeyboardInterrupt
@@ -71,7 +74,7 @@ def test_the_last_line_is_written_after_an_interruption(tmp_path):
 def test_a_rate_is_of_the_steps_that_were_waited_for(tmp_path, monkeypatch):
     clock = iter([0.0, 2.0, 4.0])  # at the start, then at each reading
     monkeypatch.setattr("experiments.logs.time.perf_counter", lambda: next(clock))
-    with run_log("toy", RunConfig(tmp_path), 2, None, loss="loss") as log:
+    with run_log("toy", RunConfig(tmp_path), 2, LOADER, None, loss="loss") as log:
         log.add(1, _found(1), tokens=8)
         log.add(2, _found(2), tokens=16)
     rows = read_metrics(tmp_path / "timings.jsonl")

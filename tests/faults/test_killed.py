@@ -20,7 +20,7 @@ def test_killed_anywhere(whole, tmp_path, stage):
     rng = np.random.default_rng(list(stages.MAINS).index(stage))
     for number in range(KILLS):
         run_dir = tmp_path / str(number)
-        target, delay = rng.integers(stages.UPDATES), rng.uniform(0, 0.15)
+        target, delay = int(rng.integers(stages.UPDATES)), rng.uniform(0, 0.15)
         script = whole.start(stage, run_dir)
         stages.wait_for_step(script, run_dir, target)
         time.sleep(delay)

@@ -110,6 +110,11 @@ def test_options_out_of_range(options):
         call(right, **options)
 
 
+def test_retries_below_none():
+    with pytest.raises(UserError, match="retries = -1: expected 0 or more"):
+        call(right, retries=-1)
+
+
 # Batches.
 
 
@@ -155,6 +160,7 @@ async def async_block(completions):
     time.sleep(EVER)
 
 
+@pytest.mark.fault(15)
 @pytest.mark.parametrize("function", [hang, async_hang, async_block])
 def test_a_function_that_hangs(function):
     start = time.monotonic()
@@ -202,28 +208,110 @@ def test_without_a_time_out_functions_stay_in_this_thread(timeout):
     assert (threads == [threading.current_thread()]) == (timeout is None)
 
 
-@pytest.mark.parametrize("timeout", [None, EVER])
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_what_a_function_raises_is_raised(asynchronous, timeout):
+def raises(error):
     def fail(completions):
-        raise KeyError("mine")
+        raise error
 
-    async def async_fail(completions):
-        raise KeyError("mine")
+    return fail
 
-    with pytest.raises(KeyError, match="mine"):
-        call(async_fail if asynchronous else fail, timeout=timeout)
+
+def async_raises(error):
+    async def fail(completions):
+        raise error
+
+    return fail
+
+
+@pytest.mark.fault(15)
+@pytest.mark.parametrize("timeout", [None, EVER])
+@pytest.mark.parametrize("made", [raises, async_raises])
+def test_what_a_function_raises_is_the_cause_of_one_line(made, timeout):
+    with pytest.raises(UserError) as error:
+        call(made(KeyError("mine\nand more")), timeout=timeout, batch_size=2)
+    message = one_line(error)
+    assert "reward function fail, rows 0 to 1: raised KeyError: 'mine" in message
+    assert isinstance(error.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize("error", [UserError("file:7: mend it"), KeyboardInterrupt()])
+@pytest.mark.parametrize("timeout", [None, EVER])
+def test_what_says_what_to_do_stays_as_it_is(error, timeout):
+    """And is not tried again."""
+    function = Flaky(1, raises(error))
+    with pytest.raises(type(error)) as found:
+        call(function, timeout=timeout, retries=3)
+    assert found.value is error and function.calls == 1
 
 
 def test_an_error_does_not_wait_for_the_others():
-    def fail(completions):
-        raise KeyError("mine")
-
     start = time.monotonic()
-    with pytest.raises(KeyError, match="mine"):
-        functions = {"hang": async_hang, "fail": fail}
+    with pytest.raises(UserError, match="raised KeyError: 'mine'"):
+        functions = {"hang": async_hang, "fail": raises(KeyError("mine"))}
         combine_rewards(functions, PROMPTS, COMPLETIONS, timeout=EVER)
     assert time.monotonic() - start < EVER / 3
+
+
+# Again.
+
+
+class Flaky:
+    """Fails so many times, then answers."""
+
+    def __init__(self, failures, how):
+        self.calls, self.failures, self.how = 0, failures, how
+
+    def __call__(self, completions):
+        self.calls += 1
+        if self.calls <= self.failures:
+            self.how(completions)
+        return [float(self.calls)] * len(completions)
+
+
+class AsyncFlaky(Flaky):
+    async def __call__(self, completions):
+        self.calls += 1
+        if self.calls <= self.failures:
+            await async_hang(completions)
+        return [float(self.calls)] * len(completions)
+
+
+@pytest.mark.fault(15)
+@pytest.mark.parametrize(
+    ("kind", "how", "timeout"),
+    [
+        (Flaky, raises(OSError("busy")), None),
+        (Flaky, raises(OSError("busy")), EVER),
+        (Flaky, hang, WAIT),
+        (AsyncFlaky, async_hang, WAIT),
+    ],
+)
+def test_bounded_retries(kind, how, timeout):
+    function = kind(2, how)
+    assert call(function, timeout=timeout, retries=2) == [3.0] * 3
+    function = kind(3, how)
+    with pytest.raises(UserError) as error:
+        call(function, timeout=timeout, retries=2)
+    assert function.calls == 3
+    said = "in 3 calls OSError: busy" if how not in (hang, async_hang) else "in 3 calls"
+    assert said in one_line(error)
+
+
+def test_who_has_answered_is_not_asked_again():
+    steady, flaky = Flaky(0, hang), Flaky(1, raises(OSError("busy")))
+    functions = {"steady": steady, "flaky": flaky}
+    found = combine_rewards(functions, PROMPTS, COMPLETIONS, retries=1)
+    assert (steady.calls, flaky.calls) == (1, 2)
+    assert found.scores.tolist() == [1.0 + 2.0] * 3
+
+
+def test_each_batch_has_its_own_retries():
+    turns = iter([raises(OSError("busy")), right] * 3)
+
+    def reward(completions, answer):
+        turn = next(turns)
+        return turn(completions, answer) if turn is right else turn(completions)
+
+    assert call(reward, retries=1, batch_size=1) == [1.0, 0.0, 1.0]
 
 
 def test_async_calls_share_an_event_loop():

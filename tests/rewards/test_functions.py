@@ -30,17 +30,29 @@ def test_numbers_arrive_as_float32(returned):
     np.testing.assert_array_equal(found, np.array([0.7, -1], np.float32))
 
 
+@pytest.mark.fault(15)
 @pytest.mark.parametrize(
     ("returned", "words"),
     [
         (None, ["NoneType", "2 finite numbers"]),
         (0.5, ["float", "2 finite numbers"]),
         ("ab", ["str"]),
+        (b"ab", ["bytes"]),
+        (np.float32(0.5), ["float32"]),
+        (jnp.float32(0.5), ["float", "2 finite numbers"]),
+        ({0.5, 0.7}, ["set"]),
+        ({"a": 0.5, "b": 0.7}, ["dict"]),
         ([0.5], ["1 scores"]),
+        ([0.5] * 3, ["3 scores"]),
+        ([], ["0 scores"]),
         ([0.5, float("nan")], ["row 1", "nan", "two"]),
         ([float("inf"), 0], ["row 0", "inf", "one"]),
         ([0.5, None], ["row 1", "None"]),
+        ([-float("inf"), 0], ["row 0", "-inf", "one"]),
         ([0.5, "1"], ["row 1", "'1'"]),
+        ([0.5, 10**400], ["row 1", "1000"]),
+        ([0.5, 1e300], ["row 1", "1e+300"]),
+        ([0.5, 1j], ["row 1", "1j"]),
         (np.zeros((2, 1)), ["row 0", "[0.0]"]),
     ],
 )

@@ -130,6 +130,7 @@ def test_metrics_equal_the_oracle(name):
     batch = answered()
     _, found = referred(config(name), batch)
     assert found.pop("optim/grad_norm") > 1e-3
+    assert found.pop("optim/skipped") == found.pop("optim/empty") == 0
     assert found == pytest.approx(oracle(name, *tables(), batch), rel=2e-5)
 
 
