@@ -1,14 +1,16 @@
 """What a stage that learns from texts begins with: a policy, a tokenizer, the data."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from transformers import PreTrainedTokenizerFast
 
-from experiments.inputs import Data, DataConfig, Examples, make_data, read_data
-from rlhf_jax.data import Row, train_tokenizer
+from experiments.inputs import Data, Examples, make_data
+from experiments.reading import DataConfig, Parsers, read_data, tokenize_data
+from rlhf_jax.data import train_tokenizer
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.stages import PretrainedConfig, Stage, load_policy, pad_id
 
@@ -16,6 +18,8 @@ from rlhf_jax.stages import PretrainedConfig, Stage, load_policy, pad_id
 class Learning(Protocol):
     """The options of such a stage; the scripts say what they mean."""
 
+    @property
+    def run_dir(self) -> Path: ...
     @property
     def data(self) -> DataConfig: ...
     @property
@@ -41,7 +45,7 @@ class Beginning(NamedTuple):
 
 def read(
     config: Learning,
-    parse: Callable[[list[Row]], list[Any]],
+    parsers: Parsers,
     tokenize: Callable[..., Examples],
     *,
     model: TransformerConfig | None,
@@ -51,25 +55,28 @@ def read(
 
     Args:
       config: from where, and how long.
-      parse: makes examples of text from rows.
+      parsers: make examples of text from rows.
       tokenize: makes `Examples` of them.
       model: the network, where no policy is named.
       spell: the texts of examples, which a tokenizer is trained on then.
     """
-    texts, held_out = read_data(config.data, parse, seed=config.seed)
+    texts = read_data(config.data, parsers, run_dir=config.run_dir, seed=config.seed)
     if config.policy is None:
         assert model is not None
         policy = None
-        tokenizer = train_tokenizer(spell(texts), model.vocab_size)
+        tokenizer = train_tokenizer(spell(texts.learned), model.vocab_size)
         model = dataclasses.replace(model, vocab_size=len(tokenizer))
     else:
         policy = load_policy(config.policy, config.pretrained)
         tokenizer, model = policy.tokenizer, policy.model
     most = min(config.max_length or model.max_length, model.max_length)
-    learned, held_out = (
-        tokenize(part, tokenizer, max_length=most, too_long=config.data.too_long)
-        for part in (texts, held_out)
+    tokens = functools.partial(
+        tokenize,
+        tokenizer=tokenizer,
+        max_length=most,
+        too_long=config.data.too_long,
     )
+    learned, held_out = tokenize_data(config.data, texts, tokens)
     data = make_data(
         learned,
         held_out,

@@ -22,8 +22,9 @@ import jax
 import numpy as np
 
 from experiments import cli
+from experiments.aside import say_put_aside
 from experiments.best_of_k import curve, demonstrations, ends, report
-from experiments.inputs import DataConfig, parse_prompts, read_data, tokenize_asked
+from experiments.inputs import DataConfig, prompt_parsers, tokenize_asked
 from experiments.networks import (
     Networks,
     fit_to_policy,
@@ -31,6 +32,7 @@ from experiments.networks import (
     make_networks,
     told_columns,
 )
+from experiments.reading import read_data, tokenize_data
 from experiments.rollouts import decode, make_scorer
 from rlhf_jax.data import batches, collate_prompts
 from rlhf_jax.parallel import (
@@ -109,13 +111,14 @@ def main(config: Config) -> dict[str, float]:
     reward = load_reward(*judged_by, config.reward_label)
     gold = None if config.gold is None else load_reward_function(config.gold)
     config = fit_to_policy(config, policy, config.prompt_length, config.stop_text)
-    parse = functools.partial(parse_prompts, prompt_words=config.prompt_words)
-    texts = read_data(config.data, parse, seed=config.seed)[0][: config.prompts]
+    asked = read_asked(config, policy.tokenizer, run_dir)[: config.prompts]
+    texts = [text for text, _ in asked]
     nets = make_networks(
         policy, reward, None, None, None, key=jax.random.key(config.seed)
     )
 
-    found = list(ask(config, texts, policy, reward, gold, nets, devices))
+    prompts = [prompt for _, prompt in asked]
+    found = list(ask(config, prompts, policy, reward, gold, nets, devices))
     scores = {n: np.concatenate([x.scores[n] for x in found]) for n in found[0].scores}
     completions = [text for x in found for text in x.completions]
     ended = np.concatenate([x.ended for x in found])
@@ -125,12 +128,30 @@ def main(config: Config) -> dict[str, float]:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     report(best, run_dir, len(texts))
     print(f"{run_dir}/best.jsonl: {len(rows)} of {len(texts)} prompts, as --data.path")
+    say_put_aside(run_dir)
     return {"kl": best["kl"][-1], "kept": len(rows)} | ends(best)
+
+
+def read_asked(config: Config, tokenizer: Any, run_dir: Path) -> list[tuple[Any, Any]]:
+    """Prompts as they are read, and as token ids."""
+    parsers = prompt_parsers(config.prompt_words)
+    texts = read_data(config.data, parsers, run_dir=run_dir, seed=config.seed)
+
+    def tokenize(texts: list[Any]) -> list[tuple[Any, Any]]:
+        ids = tokenize_asked(
+            texts,
+            tokenizer,
+            max_prompt_length=config.prompt_length,
+            too_long=config.data.too_long,
+        )
+        return [*zip(texts, ids, strict=True)]
+
+    return tokenize_data(config.data, texts, tokenize)[0]
 
 
 def ask(
     config: Config,
-    texts: list[Any],
+    prompts: list[Any],
     policy: Stage,
     reward: Stage | RewardFunction,
     gold: RewardFunction | None,
@@ -140,9 +161,6 @@ def ask(
     """n completions of every prompt, some prompts at a time."""
     tokenizer, n = policy.tokenizer, config.sampling.completions
     length, pad = config.prompt_length, config.sampling.pad_id
-    prompts = tokenize_asked(
-        texts, tokenizer, max_prompt_length=length, too_long=config.data.too_long
-    )
     reward, gold = (told_columns(r, prompts, tokenizer) for r in (reward, gold))
     collate = functools.partial(collate_prompts, length=length, pad_id=pad)
     params, judge = replicate((policy.params, nets.judge), devices)
@@ -152,7 +170,7 @@ def ask(
     )
     sample = data_parallel(step, devices, in_axes=(None, 0, 0), out_axes=0)
     row, key = np.arange(config.batch_size, dtype=np.int32), jax.random.key(config.seed)
-    with progress("best of n", len(texts), done=0) as advance:
+    with progress("best of n", len(prompts), done=0) as advance:
         for batch, real in batches(prompts, config.batch_size, collate):
             rollout = sample(params, *shard((batch, row), devices), key=key)
             scores = {"score": np.asarray(unshard(score(rollout)))}

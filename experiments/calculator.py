@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import addition, cli, sft
+from experiments.aside import finish_run
 from experiments.inputs import read_prompts
 from experiments.interactions import Conversed, make_converse
 from experiments.problems import problem_data, write_products
@@ -30,7 +31,6 @@ from rlhf_jax.interaction import InteractionConfig, calculator
 from rlhf_jax.models import TransformerConfig, policy_apply
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard
-from rlhf_jax.report import write_report
 from rlhf_jax.rewards import final_number_reward
 from rlhf_jax.rundir import save_json
 from rlhf_jax.sampling import SamplingConfig
@@ -105,8 +105,8 @@ def main(config: Config) -> dict[str, float]:
     prompts = read_prompts(
         problem_data(run_dir, "problems"),
         tokenizer,
-        words=None,
         lengths=(2 * config.digits + 3,),  # with <bos>, * and =
+        run_dir=run_dir,
         seed=config.seed,
     )
     completions = sampling.completions
@@ -151,7 +151,7 @@ def main(config: Config) -> dict[str, float]:
             if saves.due(step):
                 saves.save(step, state)
     after, without = evaluate(), evaluate(lambda text: "")
-    write_report(run_dir)
+    finish_run(run_dir)
     results = {
         "accuracy after SFT": before["accuracy"],
         "calls after SFT (share of responses)": before["calls"],

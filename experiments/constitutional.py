@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from experiments import cli, policy, reward_model, sft
-from experiments.inputs import DataConfig, read_data
+from experiments.inputs import DataConfig, prompt_parsers
 from experiments.manners import train_assistant
 from experiments.principled import (
     answer,
@@ -41,8 +41,8 @@ from experiments.principled import (
     verdicts,
 )
 from experiments.principled_report import Answers, report
+from experiments.reading import read_data
 from experiments.runs import RunConfig, for_stages
-from rlhf_jax.data import prompts as parse_prompts
 from rlhf_jax.data import write_rows
 from rlhf_jax.feedback.constitution import read_constitution
 from rlhf_jax.feedback.judging import print_verdicts
@@ -108,8 +108,9 @@ def main(config: Config) -> list[Answers]:
     constitution = read_constitution(config.constitution)
     data_dir = config.data.data_dir or run_dir / "data"
     data = dataclasses.replace(config.data, data_dir=data_dir)
-    parts = read_data(data, parse_prompts, seed=config.seed)
-    asked, held_out = ([prompt.prompt for prompt in part] for part in parts)
+    texts = read_data(data, prompt_parsers(None), run_dir=run_dir, seed=config.seed)
+    asked = [prompt.prompt for prompt in texts.learned]
+    held_out = [prompt.prompt for prompt in texts.held_out]
     rng = lambda part: random.Random(f"{part}/{config.seed}")
     common = for_stages(config)
 

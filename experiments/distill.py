@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments import cli
+from experiments.aside import finish_run
 from experiments.inputs import DataConfig, Prompts, read_prompts
 from experiments.logs import ShowRollout, run_log, show_plan
 from experiments.networks import fit_to_policy
@@ -41,7 +42,6 @@ from rlhf_jax.data import make_loader
 from rlhf_jax.models import decode_layout, policy_apply
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate, shard
-from rlhf_jax.report import write_report
 from rlhf_jax.rewards import RewardFunction, load_reward_function
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.stages import Stage, load_policy, save_model_files
@@ -160,13 +160,12 @@ def main(config: Config) -> dict[str, float]:
             else:
                 batch = shard(answered(examples), devices)
             state, metrics = update(state, batch, taught, frozen)
-            tokens = metrics.counts["distillation/loss"]
-            log.add(step, metrics, tokens=tokens)
+            log.add(step, metrics, tokens=metrics.counts["distillation/loss"])
             log.also(scores | {"distillation/on_policy": float(drawn)})
             log.flush()  # an iteration is long: its numbers are not kept waiting
             if saves.due(step):
                 saves.save(step, state)
-    write_report(run_dir)
+    finish_run(run_dir)
     return report_student(run_dir, before, evaluate(state))
 
 
@@ -186,12 +185,13 @@ def read(config: Config) -> Given:
     policy = load_policy(config.policy, config.pretrained)
     teacher = load_teacher(config.teacher, policy, config.pretrained)
     gold = None if config.gold is None else load_reward_function(config.gold)
-    length, seed = config.prompt_length, config.seed
+    length = config.prompt_length
+    where: Any = {"run_dir": config.run_dir, "seed": config.seed}
     algorithm = fit_to_policy(config.distillation, policy, length, config.stop_text)
     if algorithm.on_policy < 1:
-        data = read_answered(config.data, policy, prompt_length=length, seed=seed)
+        data = read_answered(config.data, policy, prompt_length=length, **where)
         return Given(policy, teacher, gold, algorithm, *data)
-    options: Any = {"words": config.prompt_words, "lengths": (length,), "seed": seed}
+    options: Any = where | {"words": config.prompt_words, "lengths": (length,)}
     prompts = read_prompts(config.data, policy.tokenizer, **options)
     return Given(policy, teacher, gold, algorithm, prompts, None)
 

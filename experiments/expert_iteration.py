@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from experiments import cli
+from experiments.aside import finish_run
 from experiments.choices import check_unpacked, make_choices
 from experiments.logs import ShowRollout, run_log, show_plan
 from experiments.networks import make_networks
@@ -34,7 +35,6 @@ from experiments.samples import evaluate_policy, report_samples
 from rlhf_jax.errors import UserError
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate, shard, unshard
-from rlhf_jax.report import write_report
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import best_of_n_step, create_state, sample_step, sft_step
@@ -169,7 +169,7 @@ def main(config: Config) -> dict[str, float]:
             log.flush()  # a round is long: its numbers are not kept waiting
             if saves.due(step):
                 saves.save(step, state)
-    write_report(run_dir)
+    finish_run(run_dir)
     return report_samples(run_dir, before, evaluate(state))
 
 

@@ -1,4 +1,4 @@
-"""Where examples come from: files, TFDS data sets, and what is held back of them."""
+"""What the scripts learn from and are asked, as tokens and as batches of them."""
 
 import dataclasses
 import functools
@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from experiments.reading import DataConfig, Parsers, read_data, tokenize_data
 from rlhf_jax.data import (
     Conversation,
-    Row,
     batches,
     collate_chat,
     collate_demonstrations,
@@ -22,73 +22,17 @@ from rlhf_jax.data import (
     make_loader,
     pack,
     prompts,
-    read_rows,
-    read_transcripts,
-    rename_columns,
     tokenize_conversation_prompts,
     tokenize_conversations,
     tokenize_demonstrations,
     tokenize_prompts,
 )
-from rlhf_jax.data.sources import TFDS_PREFIX
 from rlhf_jax.data.tokenizing import TooLong
 from rlhf_jax.errors import UserError
 from rlhf_jax.stages import pad_id
 from rlhf_jax.types import TokenBatch
 
 Item = TypeVar("Item")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where examples come from."""
-
-    path: str
-    """A .jsonl, .json, .csv or .parquet file, plain or .gz; or tfds:NAME/CONFIG:SPLIT,
-    with a split such as train or train[:10%]."""
-    eval_path: str | None = None
-    """Examples to evaluate on; none holds some of the training examples back."""
-    eval_fraction: float = 0.05
-    """Share of the examples held back where there is no eval_path."""
-    columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Columns to rename: the file's own name, then the one that the script expects."""
-    transcripts: bool = False
-    """Reads transcripts of Human: and Assistant: turns as messages, which go through
-    the tokenizer's chat template."""
-    too_long: TooLong = "error"
-    """Rows that do not fit: stop there, or keep the end of their prompts."""
-    data_dir: Path | None = None
-    """Where TFDS data sets are built; none is TFDS's own default."""
-
-    def __post_init__(self):
-        if not 0 < self.eval_fraction < 1:
-            raise UserError(
-                f"data.eval_fraction = {self.eval_fraction}: expected a share between "
-                "0 and 1"
-            )
-
-
-def read_data(
-    config: DataConfig, parse: Callable[[list[Row]], list[Item]], *, seed: int
-) -> tuple[list[Item], list[Item]]:
-    """(training, held-out) examples; the same seed holds the same ones back."""
-    examples = parse(_read(config, config.path))
-    if config.eval_path is not None:
-        return examples, parse(_read(config, config.eval_path))
-    order = np.random.default_rng(seed).permutation(len(examples))
-    held_out = max(1, round(config.eval_fraction * len(examples)))
-    shuffled = [examples[i] for i in order]
-    return shuffled[held_out:], shuffled[:held_out]
-
-
-def _read(config: DataConfig, path: str) -> list[Row]:
-    split = None
-    if path.startswith(TFDS_PREFIX) and path.count(":") > 1:
-        name, split = path.removeprefix(TFDS_PREFIX).split(":", 1)
-        path = TFDS_PREFIX + name
-    rows = read_rows(path, split=split, data_dir=config.data_dir)
-    rows = rename_columns(rows, config.columns) if config.columns else rows
-    return read_transcripts(rows) if config.transcripts else rows
 
 
 class Examples(NamedTuple):
@@ -174,16 +118,18 @@ def check_pack_length(length: int, *, least: int, most: int) -> None:
         )
 
 
-def parse_demonstrations(rows: list[Row]) -> list[Any]:
-    """Demonstrations, or conversations where the first row is one."""
-    return conversations(rows) if is_chat(rows) else demonstrations(rows)
+DEMONSTRATIONS: Parsers = {
+    "messages": conversations,
+    "ranks": demonstrations,
+    "text": demonstrations,
+}
 
 
 def tokenize_imitation(
     texts: list[Any], tokenizer: Any, *, max_length: int, too_long: TooLong
 ) -> Examples:
     """What supervised fine-tuning learns from, as token ids."""
-    if isinstance(texts[0], Conversation):
+    if of_messages(texts):
         examples = tokenize_conversations(texts, tokenizer, max_length=max_length)
         lengths = [len(chat.ids) for chat in examples]
         num_cut, collate = 0, collate_chat
@@ -225,8 +171,9 @@ def read_prompts(
     config: DataConfig,
     tokenizer: Any,
     *,
-    words: int | None,
+    words: int | None = None,
     lengths: Sequence[int],
+    run_dir: Path,
     seed: int,
 ) -> Prompts:
     """Prompts as token ids.
@@ -236,34 +183,34 @@ def read_prompts(
       tokenizer: the policy's.
       words: takes so many first words of a text column; None reads a prompt column.
       lengths: widths of a batch; no prompt is longer than the last.
+      run_dir: where the rows are put that cannot be used.
       seed: of what is held out.
     """
-    parse = functools.partial(parse_prompts, prompt_words=words)
+    texts = read_data(config, prompt_parsers(words), run_dir=run_dir, seed=seed)
     tokenize = functools.partial(
         tokenize_asked,
         tokenizer=tokenizer,
         max_prompt_length=lengths[-1],
         too_long=config.too_long,
     )
-    learned, held_out = map(tokenize, read_data(config, parse, seed=seed))
+    learned, held_out = tokenize_data(config, texts, tokenize)
     collate = functools.partial(
         collate_prompts, length=lengths, pad_id=pad_id(tokenizer)
     )
     return Prompts(learned, held_out, collate)
 
 
-def parse_prompts(rows: list[Row], *, prompt_words: int | None) -> list[Any]:
-    """Prompts of text, or conversations to answer where the first row is one."""
-    if is_chat(rows):
-        return conversation_prompts(rows)
-    return prompts(rows, prompt_words=prompt_words)
+def prompt_parsers(words: int | None) -> Parsers:
+    """Prompts of text, or so many of its first words; or conversations to answer."""
+    of_text = functools.partial(prompts, prompt_words=words)
+    return {"messages": conversation_prompts, "ranks": of_text, "text": of_text}
 
 
 def tokenize_asked(
     texts: list[Any], tokenizer: Any, *, max_prompt_length: int, too_long: TooLong
 ) -> list[Any]:
     """Prompts as token ids, through the chat template where they are conversations."""
-    if isinstance(texts[0], Conversation):
+    if of_messages(texts):
         return tokenize_conversation_prompts(
             texts, tokenizer, max_prompt_length=max_prompt_length
         )
@@ -272,8 +219,6 @@ def tokenize_asked(
     )[0]
 
 
-def is_chat(rows: list[Row]) -> bool:
-    """Whether the first row has messages in place of text."""
-    values = rows[0].values if rows else {}
-    texts = ("prompt", "completion", "chosen", "rejected")
-    return "messages" in values or any(isinstance(values.get(c), list) for c in texts)
+def of_messages(texts: list[Any]) -> bool:
+    """Whether they are conversations, not texts."""
+    return bool(texts) and isinstance(texts[0], Conversation)

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from experiments.beginning import Beginning, Learning, read
-from experiments.inputs import Examples, is_chat
+from experiments.inputs import Examples
+from experiments.reading import Parsers, RowKind, usual_parser
 from rlhf_jax.data import (
     Row,
     chat_labels,
@@ -38,7 +39,7 @@ Kind = Literal["pairwise", "ranking", "choice", "binary", "personal"]
 class Judgement(NamedTuple):
     """All that differs between the kinds of judgement."""
 
-    parse: Callable[[list[Row]], list[Any]]
+    parsers: Parsers
     tokenize: Callable[..., tuple[list[Any], int]]
     collate: Callable[..., Any]
     terms: Callable[..., Any]
@@ -79,27 +80,31 @@ def read_judgements(
             )
         return (e.prompt + text for e in texts for text in judgement.completions(e))
 
-    return read(config, judgement.parse, tokenize, model=model, spell=spell)
+    return read(config, judgement.parsers, tokenize, model=model, spell=spell)
 
 
 def pairs(rows: list[Row]) -> list[Any]:
-    """Rows of pairs as they are, messages too; rankings become all their pairs."""
-    if is_chat(rows):
-        return chat_preferences(rows)
-    if rows and "ranks" in rows[0].values:
-        return [pair for ranking in rankings(rows) for pair in ranking_pairs(ranking)]
-    return preferences(rows)
+    """Rows of pairs as they are, messages too; stops at the first faulty one."""
+    return usual_parser(rows, PAIRS)(rows)
 
 
-def good_or_bad(rows: list[Row]) -> list[Any]:
-    """Rows of labels as they are; rankings become what beats most and what does not."""
-    if is_chat(rows):
-        return chat_labels(rows)
-    if rows and "ranks" in rows[0].values:
-        return [
-            label for ranking in rankings(rows) for label in ranking_labels(ranking)
-        ]
-    return labels(rows)
+def _ranked_pairs(rows: list[Row]) -> list[Any]:
+    """All pairs of rankings."""
+    return [pair for ranking in rankings(rows) for pair in ranking_pairs(ranking)]
+
+
+def _ranked_labels(rows: list[Row]) -> list[Any]:
+    """What beats most of a ranking, and what does not."""
+    return [label for ranking in rankings(rows) for label in ranking_labels(ranking)]
+
+
+PAIRS: Parsers = {
+    "messages": chat_preferences,
+    "ranks": _ranked_pairs,
+    "text": preferences,
+}
+RANKINGS: Parsers = dict.fromkeys(get_args(RowKind), rankings)
+LABELS: Parsers = {"messages": chat_labels, "ranks": _ranked_labels, "text": labels}
 
 
 def tokenize_pairs(
@@ -143,7 +148,7 @@ def _keep_judged(batch: Any, real: np.ndarray) -> Any:
 
 JUDGEMENTS: dict[Kind, Judgement] = {
     "pairwise": Judgement(
-        parse=pairs,
+        parsers=PAIRS,
         tokenize=tokenize_pairs,
         collate=collate_preferences,
         terms=pairwise_terms,
@@ -152,7 +157,7 @@ JUDGEMENTS: dict[Kind, Judgement] = {
         packed=_packed_pairs,
     ),
     "ranking": Judgement(
-        parse=rankings,
+        parsers=RANKINGS,
         tokenize=tokenize_rankings,
         collate=collate_rankings,
         terms=ranking_terms,
@@ -160,7 +165,7 @@ JUDGEMENTS: dict[Kind, Judgement] = {
         completions=lambda ranking: ranking.completions,
     ),
     "choice": Judgement(
-        parse=rankings,
+        parsers=RANKINGS,
         tokenize=tokenize_rankings,
         collate=collate_rankings,
         terms=choice_terms,
@@ -168,7 +173,7 @@ JUDGEMENTS: dict[Kind, Judgement] = {
         completions=lambda ranking: ranking.completions,
     ),
     "binary": Judgement(
-        parse=good_or_bad,
+        parsers=LABELS,
         tokenize=tokenize_labelled,
         collate=collate_labels,
         terms=binary_terms,

@@ -1,14 +1,14 @@
 """Where a round of the loop lies, and what the policy answers in it."""
 
 import dataclasses
-import functools
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import sft
-from experiments.inputs import DataConfig, parse_prompts, read_data
+from experiments.inputs import DataConfig, prompt_parsers
+from experiments.reading import read_data
 from rlhf_jax.data import write_rows
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import sample_completions
@@ -88,9 +88,9 @@ def answer(
     this: Round, policy: Path, count: int, sampling: SamplingConfig, gold: str | None
 ) -> list[dict[str, Any]]:
     """Completions of so many prompts that no other round has."""
-    parse = functools.partial(parse_prompts, prompt_words=None)
-    learned, _ = read_data(this.prompts, parse, seed=this.seed)
-    texts = [prompt.prompt for prompt in learned]
+    data = {"run_dir": this.here, "seed": this.seed}
+    found = read_data(this.prompts, prompt_parsers(None), **data)
+    texts = [prompt.prompt for prompt in found.learned]
     asked = fresh_prompts(texts, count, seed=this.seed, number=this.number)
     return sample(policy, asked, sampling, gold, seed=this.shared["seed"])
 

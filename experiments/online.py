@@ -1,25 +1,21 @@
 """What the scripts whose policy samples are asked and given."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
-from experiments.inputs import (
-    DataConfig,
-    parse_demonstrations,
-    read_data,
-    read_prompts,
-    tokenize_imitation,
-)
+from experiments.inputs import DEMONSTRATIONS, read_prompts, tokenize_imitation
 from experiments.networks import (
     Algorithm,
     fit_to_policy,
     load_reward,
     told_columns,
 )
+from experiments.reading import DataConfig, read_data, tokenize_data
 from experiments.runs import RunConfig
 from rlhf_jax.models import CacheDType
 from rlhf_jax.optim import OptimConfig
@@ -105,6 +101,7 @@ def read(config: OnlineConfig, algorithm: Algorithm) -> Given[Algorithm]:
         policy.tokenizer,
         words=config.prompt_words,
         lengths=(*config.prompt_buckets, config.prompt_length),
+        run_dir=config.run_dir,
         seed=config.seed,
     )
     known = prompts.learned + prompts.held_out, policy.tokenizer
@@ -127,13 +124,15 @@ def read_demonstrations(
     if path is None:
         return lambda step: None
     data = dataclasses.replace(config.data, path=path, eval_path=None)
-    texts, _ = read_data(data, parse_demonstrations, seed=config.seed)
-    learned = tokenize_imitation(
-        texts,
-        policy.tokenizer,
+    where = {"run_dir": config.run_dir, "seed": config.seed}
+    texts = read_data(data, DEMONSTRATIONS, **where)
+    tokenize = functools.partial(
+        tokenize_imitation,
+        tokenizer=policy.tokenizer,
         max_length=policy.model.max_length,
         too_long=data.too_long,
     )
+    learned, _ = tokenize_data(data, texts, tokenize)
     length, pad = max(learned.lengths), pad_id(policy.tokenizer)
 
     def drawn(step: int) -> TokenBatch:

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from experiments import cli
+from experiments.aside import finish_run
 from experiments.choices import check_unpacked, make_choices
 from experiments.logs import ShowRollout, run_log, show_plan
 from experiments.networks import Networks, make_networks
@@ -33,7 +34,6 @@ from experiments.runs import (
 from experiments.samples import evaluate_policy, report_samples
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate
-from rlhf_jax.report import write_report
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import (
@@ -147,7 +147,7 @@ def main(config: Config) -> dict[str, float]:
             log.flush()  # an iteration is long: its numbers are not kept waiting
             if saves.due(step):
                 saves.save(step, state)
-    write_report(run_dir)
+    finish_run(run_dir)
     return report_samples(run_dir, before, evaluate(state))
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import jax
 
 from experiments import cli
+from experiments.aside import finish_run
 from experiments.dynamic_sampling import make_draws
 from experiments.logs import ShowRollout, run_log, show_plan
 from experiments.networks import choose_critic, make_networks
@@ -39,7 +40,6 @@ from experiments.samples import evaluate_policy, report_samples
 from rlhf_jax.errors import UserError
 from rlhf_jax.optim import make_optimizer
 from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard, unshard
-from rlhf_jax.report import write_report
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import (
@@ -187,7 +187,7 @@ def main(config: Config) -> dict[str, float]:
             log.flush()  # an iteration is long: its numbers are not kept waiting
             if saves.due(step):
                 saves.save(step, (state, unshard(waiting)))
-    write_report(run_dir)
+    finish_run(run_dir)
     return report_samples(run_dir, before, evaluate(state))
 
 

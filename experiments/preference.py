@@ -23,6 +23,7 @@ import jax
 import tyro
 
 from experiments import cli
+from experiments.aside import finish_run
 from experiments.evaluation import (
     eval_names,
     held_out_metrics,
@@ -43,7 +44,6 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models import policy_apply
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate, shard
-from rlhf_jax.report import write_report
 from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import (
     PreferenceConfig,
@@ -179,7 +179,7 @@ def main(config: Config) -> dict[str, float]:
             if saves.due(step):
                 log.flush()
                 saves.save(step, state)
-    write_report(run_dir)
+    finish_run(run_dir)
     return report_accuracy(title, run_dir, evaluate())
 
 

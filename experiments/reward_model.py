@@ -23,6 +23,7 @@ from typing import Any
 import jax
 
 from experiments import cli
+from experiments.aside import finish_run
 from experiments.evaluation import eval_names, held_out_metrics, report_accuracy
 from experiments.inputs import DataConfig
 from experiments.judgements import JUDGEMENTS, Kind, read_judgements
@@ -43,7 +44,6 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models import ScoreModel, TransformerConfig, policy_apply, score_apply
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate, shard
-from rlhf_jax.report import write_report
 from rlhf_jax.sampling import SamplingConfig, generate
 from rlhf_jax.stages import Stage, pad_id, save_model_files
 from rlhf_jax.steps import REWARD_PRESETS, create_state, reward_eval, reward_step
@@ -176,7 +176,7 @@ def main(config: Config) -> dict[str, float]:
             if saves.due(step):
                 log.flush()
                 saves.save(step, state)
-    write_report(run_dir)
+    finish_run(run_dir)
     return report_accuracy(title, run_dir, evaluate())
 
 

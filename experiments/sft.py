@@ -22,9 +22,10 @@ from typing import Any
 import jax
 
 from experiments import cli
+from experiments.aside import finish_run
 from experiments.beginning import read
 from experiments.evaluation import eval_names, held_out_metrics
-from experiments.inputs import DataConfig, parse_demonstrations, tokenize_imitation
+from experiments.inputs import DEMONSTRATIONS, DataConfig, tokenize_imitation
 from experiments.logs import due, run_log, show_plan
 from experiments.resuming import resume_state, saving, start_run
 from experiments.runs import (
@@ -39,7 +40,6 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models import CausalLM, TransformerConfig, init_params, policy_apply
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate, shard
-from rlhf_jax.report import write_report
 from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import create_state, sft_eval, sft_step
 
@@ -101,7 +101,7 @@ def main(config: Config) -> dict[str, float]:
     # 1. Data: all of it is read and tokenized before anything is compiled.
     policy, tokenizer, model, data = read(
         config,
-        parse_demonstrations,
+        DEMONSTRATIONS,
         tokenize_imitation,
         model=config.model,
         spell=functools.partial(spell, config.data),
@@ -169,7 +169,7 @@ def main(config: Config) -> dict[str, float]:
             if enough:
                 print(f"{run_dir}: loss {low} reached ({step}/{total} updates)")
                 break
-    write_report(run_dir)
+    finish_run(run_dir)
     return evaluate()
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.inputs import DataConfig, Prompts, read_data
+from experiments.inputs import DEMONSTRATIONS, Prompts
+from experiments.reading import DataConfig, read_data, tokenize_data
 from experiments.rollouts import decode
 from experiments.samples import LABELS
 from rlhf_jax.data import (
@@ -15,7 +16,6 @@ from rlhf_jax.data import (
     Prompt,
     collate_demonstrations,
     collate_prompts,
-    demonstrations,
     tokenize_demonstrations,
     tokenize_prompts,
 )
@@ -29,6 +29,7 @@ from rlhf_jax.terminal import print_table
 from rlhf_jax.types import Array, Metrics, Params, Rollout, TokenBatch
 
 TITLES = LABELS | {"kl": "KL from the teacher (nats a response)"}
+_OF_TEXT = dict.fromkeys(DEMONSTRATIONS, DEMONSTRATIONS["text"])
 
 
 def load_teacher(path: Path, student: Stage, pretrained: PretrainedConfig) -> Stage:
@@ -49,7 +50,7 @@ def load_teacher(path: Path, student: Stage, pretrained: PretrainedConfig) -> St
 
 
 def read_answered(
-    config: DataConfig, stage: Stage, *, prompt_length: int, seed: int
+    config: DataConfig, stage: Stage, *, prompt_length: int, run_dir: Path, seed: int
 ) -> tuple[Prompts, Callable[[list[Any]], TokenBatch]]:
     """Prompts that have completions: (prompts, what makes a batch of both).
 
@@ -57,6 +58,7 @@ def read_answered(
       config: where they come from; rows as those of `experiments.sft`.
       stage: the student.
       prompt_length: most tokens of a prompt; those of a row are the network's context.
+      run_dir: where the rows are put that cannot be used.
       seed: of what is held out.
     """
     tokenizer, cut = stage.tokenizer, config.too_long
@@ -77,7 +79,8 @@ def read_answered(
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
 
-    learned, held_out = map(tokenize, read_data(config, demonstrations, seed=seed))
+    texts = read_data(config, _OF_TEXT, run_dir=run_dir, seed=seed)
+    learned, held_out = tokenize_data(config, texts, tokenize)
     pad = pad_id(tokenizer)
     prompts = Prompts(
         learned,

@@ -37,6 +37,7 @@ def test_masked_mean_divides_once_by_the_count():
     assert [float(v) for v in masked_sum(x, mask)] == [12.0, 3.0]
 
 
+@pytest.mark.fault(17)
 def test_mean_over_nothing_is_0_with_gradient_0():
     nothing = jnp.full(3, False)
     x = jnp.array([1.0, jnp.nan, jnp.inf])
@@ -146,6 +147,7 @@ def test_every_token_may_be_a_sequence_and_its_number_not_the_next():
 # Responses: start at column 2, the stop token is 9, the pad token is 0 or 9.
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize(
     "response, emitted, truncated",
     [
@@ -176,6 +178,7 @@ def test_stop_ids_count_from_stop_after_on():
     assert truncated.tolist() == [False, False, True]
 
 
+@pytest.mark.fault(18)
 def test_without_stop_ids_the_budget_ends_the_response():
     mask, truncated = response_mask(jnp.array([[5, 9, 9]]), start=1, stop_ids=())
     assert mask.tolist() == [[False, True, True]]
@@ -200,6 +203,7 @@ def test_response_mask_equals_generating_token_by_token(response, stop_after):
     assert truncated.tolist() == [not stopped]
 
 
+@pytest.mark.fault(19)
 def test_is_stop_takes_several_ids_and_one_index_a_row():
     tokens, index = jnp.array([7, 8, 9, 8]), jnp.array([0, 0, 5, 5])
     stops = is_stop(tokens, index, (8, 9), stop_after=1)

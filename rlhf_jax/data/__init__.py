@@ -2,7 +2,7 @@
 
 ``read_rows`` → ``demonstrations`` and its kin → ``tokenize_demonstrations`` … →
 ``make_loader`` with ``collate_demonstrations`` … ``read_records`` reads more formats,
-and goes on where a row is faulty.
+and goes on where a row is faulty; ``sort_out`` does that for any strict function.
 """
 
 from rlhf_jax.data.batching import (
@@ -62,6 +62,7 @@ from rlhf_jax.data.records import (
     rankings,
 )
 from rlhf_jax.data.row import DataError, Fault, Row
+from rlhf_jax.data.sorting import sort_out
 from rlhf_jax.data.sources import read_rows, rename_columns, scan_rows
 from rlhf_jax.data.tiny_reviews import TinyReviews, load_tiny_reviews, oracle_accuracy
 from rlhf_jax.data.tokenizer import (
@@ -133,6 +134,7 @@ __all__ = [
     "right_padded",
     "save_tokenizer",
     "scan_rows",
+    "sort_out",
     "tokenize_chat",
     "tokenize_chat_labels",
     "tokenize_chat_preferences",

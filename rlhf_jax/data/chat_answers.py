@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_jax.data.columns import column_names
 from rlhf_jax.data.formats import FORMATS, detect_format
 from rlhf_jax.data.records import Labeled, Messages, Preference, TokenIds
 from rlhf_jax.data.row import DataError, Row
@@ -20,6 +21,7 @@ from rlhf_jax.data.templates import (
     read_template,
     render_chat,
 )
+from rlhf_jax.data.tokenizing import check_different
 
 
 def chat_preferences(rows: Iterable[Row]) -> list[Preference[Messages]]:
@@ -124,6 +126,7 @@ def tokenize_chat_preferences(
         name = example.origin or f"example {index}"
         sides = example.chosen, example.rejected
         prompt, ids = _answers(example.prompt, sides, chat, name, max_length)
+        check_different(ids[0], ids[1], name)
         found.append(replace(example, prompt=prompt, chosen=ids[0], rejected=ids[1]))
     return found
 
@@ -171,8 +174,8 @@ def _record(row: Row, kind: type) -> Any:
     [record] = FORMATS[detect_format(row)](row)
     if not isinstance(record, kind) or isinstance(record.prompt, str):
         raise DataError(
-            f"{row.origin}: expected lists of messages, as the first row has them; the "
-            f"columns are {', '.join(row.values)}; correct or remove the row"
+            f"{row.origin}: expected lists of messages, as the others have them; the "
+            f"columns are {column_names(row)}; correct or remove the row"
         )
     return record
 

@@ -14,7 +14,7 @@ def column_value(row: Row, column: str, instead: str = "") -> Any:
         other = f" (nor {instead})" if instead else ""
         raise DataError(
             f"{row.origin}: no column {column!r}{other}; the columns are "
-            f"{', '.join(map(str, row.values)) or 'none'}; rename one (rename_columns) "
+            f"{column_names(row)}; rename one (rename_columns) "
             f"or add it"
         )
     return row.values[column]
@@ -84,7 +84,7 @@ def number_column(row: Row, column: str, least: float) -> float:
     value = column_value(row, column)
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # of an integer without end
         number = math.nan
     if not math.isfinite(number) or number < least:
         wanted = "a finite number" + (f" ≥ {least:g}" if least == 0 else "")
@@ -100,11 +100,18 @@ def describe(value: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}… ({type(value).__name__})"
 
 
+def column_names(row: Row) -> str:
+    """The columns of a row as a message shows them, in one short line."""
+    names = [name if name.isprintable() else ascii(name) for name in row.values]
+    shown = ", ".join(names) or "none"
+    return shown if len(shown) <= 200 else f"{shown[:197]}…"
+
+
 def column_error(row: Row, column: str, wanted: str, found: str) -> DataError:
     """The error of one column: where, what was expected, what was found."""
     return DataError(
         f"{row.origin}: column {column!r}: expected {wanted}, found {found}; the "
-        f"columns are {', '.join(map(str, row.values))}; correct or remove the row"
+        f"columns are {column_names(row)}; correct or remove the row"
     )
 
 

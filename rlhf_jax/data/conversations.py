@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf_jax.data.columns import column_names
 from rlhf_jax.data.row import DataError, Row
 
 Message = dict[str, str]
@@ -104,7 +105,7 @@ def _messages(row: Row) -> tuple[Message, ...]:
     if columns not in ({"messages"}, {"prompt", "completion"}):
         raise DataError(
             f"{row.origin}: expected 'messages', or 'prompt' and 'completion'; the "
-            f"columns are {', '.join(map(str, row.values))}; rename or remove some"
+            f"columns are {column_names(row)}; rename or remove some"
         )
     messages: list[Message] = []
     for column in sorted(columns, reverse=True):  # the prompt first

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data.row import DataError, Fault, Row
+from rlhf_jax.data.row import DataError, Fault, Row, origin
 
+MAX_DEPTH = 200  # of lists in lists: what goes through a row may call itself
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
 
 Values = dict[str, Any]
@@ -125,6 +126,7 @@ line, such as {"prompt": "…"}; correct the line
         if text.startswith("\ufeff"):
             raise ValueError("a byte-order mark, which only the file may begin with")
         values = _DECODER.decode(text)
+        _check_depth(values, text)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"not JSON ({_json_reason(error)}); expected one object a line, such as "
@@ -136,6 +138,19 @@ line, such as {"prompt": "…"}; correct the line
             f"with named columns a line"
         )
     return values
+
+
+def _check_depth(values: Any, text: str) -> None:
+    """Raises where lists and objects lie too deep in one another."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
+    depth, layer = 0, [values] if isinstance(values, dict | list) else []
+    while layer:
+        depth += 1
+        inner = [list(x.values()) if isinstance(x, dict) else x for x in layer]
+        layer = [x for items in inner for x in items if isinstance(x, dict | list)]
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{depth} lists and objects in one another, not {MAX_DEPTH}")
 
 
 def _json_reason(error: Exception) -> str:
@@ -167,21 +182,23 @@ def _array_rows(content: bytes, path: Path) -> Iterator[Row | Fault]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}:{line}: not UTF-8; save the file as UTF-8") from error
-    at, line, counted = _skip(text, text.index("[") + 1), 1, 0
+    at, line, counted, place = _skip(text, text.index("[") + 1), 1, 0, 0
     while text[at : at + 1] != "]":
-        line, counted = line + text.count("\n", counted, at), at
+        further, counted = text.count("\n", counted, at), at
+        line, place = line + further, 1 if further else place + 1
         try:
             values, end = _DECODER.raw_decode(text, at)
+            _check_depth(values, text[at:end])
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}:{line}: not JSON ({_json_reason(error)}); what follows cannot "
                 f"be told apart; correct the file, or write one object a line as .jsonl"
             ) from error
         if isinstance(values, dict):
-            yield Row(values, str(path), line)
+            yield Row(values, str(path), line, place)
         else:
-            reason = f"expected a JSON object, found {type(values).__name__}"
-            yield Fault(f"{path}:{line}", f"{reason}; remove it", text[at:end])
+            reason = f"expected a JSON object, found {type(values).__name__}; remove it"
+            yield Fault(origin(str(path), line, place), reason, text[at:end])
         at = _skip(text, end)
         if text[at : at + 1] == ",":
             at = _skip(text, at + 1)

@@ -37,8 +37,8 @@ def read_records(
 ) -> Records:
     """Reads records of any known format, and puts aside the rows that are none.
 
-    No reference. The training scripts read strictly instead: ``read_rows`` and
-    ``preferences`` and its kin stop at the first fault.
+    No reference. ``read_rows`` and ``preferences`` and its kin are strict instead: they
+    stop at the first fault.
 
     Args:
       path: as ``read_rows`` takes it.
@@ -93,11 +93,12 @@ def _renamed(
             try:
                 [row] = rename_columns([row], dict(columns))
             except DataError as error:
-                row = _fault(row, error)
+                row = fault_of(row, error)
         yield row
 
 
-def _fault(row: Row, error: DataError) -> Fault:
+def fault_of(row: Row, error: DataError) -> Fault:
+    """A row with what is wrong with it. No reference."""
     reason = str(error).removeprefix(f"{row.origin}: ")
     return Fault(row.origin, reason, _json(row.values))
 
@@ -136,14 +137,25 @@ def adapt(row: Row, format: str) -> list[Record] | Fault:
     'sums.jsonl:1'
     """
     try:
-        found = FORMATS[format](row)
+        found = check_sizes(FORMATS[format](row))
     except DataError as error:
-        return _fault(row, error)
-    size = max(map(_size, found))
-    if size > LARGEST_ROW:
-        reason = f"{size:,} characters are more than {LARGEST_ROW:,}; remove the row"
-        return Fault(row.origin, reason, _json(row.values))
+        return fault_of(row, error)
     return found
+
+
+def check_sizes(records: list[Record]) -> list[Record]:
+    """The records, unless one is larger than any example is. No reference.
+
+    Raises:
+      DataError: one has more than ``LARGEST_ROW`` characters.
+    """
+    for record in records:
+        if (size := _size(record)) > LARGEST_ROW:
+            raise DataError(
+                f"{record.origin}: {size:,} characters are more than {LARGEST_ROW:,}; "
+                "remove the row"
+            )
+    return records
 
 
 def _size(value: Any) -> int:

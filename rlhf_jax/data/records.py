@@ -16,6 +16,7 @@ from rlhf_jax.data.columns import (
     check_label,
     check_text,
     column_error,
+    column_names,
     column_value,
     describe,
     list_column,
@@ -306,7 +307,7 @@ def _common_prompt(row: Row, chosen: str, rejected: str) -> str:
         raise DataError(
             f"{row.origin}: no column 'prompt', and chosen and rejected have no "
             f"{ASSISTANT!r} in common to end one; the columns are "
-            f"{', '.join(row.values)}; add a column prompt"
+            f"{column_names(row)}; add a column prompt"
         )
     return chosen[:end]
 

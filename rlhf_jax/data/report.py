@@ -1,7 +1,6 @@
 """What is in a data file, as tables on the terminal."""
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf_jax.data.quarantine import Records
 from rlhf_jax.data.row import Fault
+from rlhf_jax.data.sorting import reason_kind
 from rlhf_jax.data.statistics import (
     PERCENTILES,
     LengthBias,
@@ -83,10 +83,7 @@ def _reasons(faults: Sequence[Fault]) -> list[list[Any]]:
     """The kinds of reasons, the most frequent first, each with its first row."""
     kinds: dict[str, list[Fault]] = {}
     for fault in faults:
-        # What was found, and where in the line, differs from row to row.
-        kind = re.split(r", found|; |, at character| \(byte", fault.reason)[0]
-        kind += ")" * (kind.count("(") - kind.count(")"))
-        kinds.setdefault(kind, []).append(fault)
+        kinds.setdefault(reason_kind(fault.reason), []).append(fault)
     ordered = sorted(kinds.items(), key=lambda item: -len(item[1]))
     rows: list[list[Any]] = []
     for kind, found in ordered[:MOST_REASONS]:

@@ -5,6 +5,7 @@ and line, so that whatever finds fault with it later can say where to look.
 """
 
 import contextlib
+import dataclasses
 import io
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import absl.logging
 import numpy as np
 import tensorflow_datasets as tfds
 
+from rlhf_jax.data.columns import column_names
 from rlhf_jax.data.files import scan_file
 from rlhf_jax.data.row import DataError, Fault, Row
 
@@ -118,10 +120,10 @@ def rename_columns(rows: list[Row], names: dict[str, str]) -> list[Row]:
             problem = "no column" if missing else "there already is a column"
             raise DataError(
                 f"{row.origin}: {problem} {(missing or taken)[0]!r} for the renaming "
-                f"{names}; the columns are {', '.join(row.values)}; change the renaming"
+                f"{names}; the columns are {column_names(row)}; change the renaming"
             )
         values = {names.get(old, old): value for old, value in row.values.items()}
-        renamed.append(Row(values, row.source, row.line))
+        renamed.append(dataclasses.replace(row, values=values))
     return renamed
 
 

@@ -173,7 +173,7 @@ def tokenize_preferences(
       (preferences in their order, how many prompts were cut).
 
     Raises:
-      DataError: as ``tokenize_demonstrations``.
+      DataError: as ``tokenize_demonstrations``, or both sides have the same tokens.
 
     >>> from rlhf_jax.data.tokenizer import train_tokenizer
     >>> tokenizer = train_tokenizer(["a b"], vocab_size=259)  # bytes
@@ -190,6 +190,9 @@ def tokenize_preferences(
         max_length,
         too_long,
     )
+    for index, (example, (_, sides)) in enumerate(zip(examples, rows, strict=True)):
+        chosen, rejected = sides
+        check_different(chosen, rejected, _name(example, index))
     return [
         Preference(
             prompt,
@@ -299,6 +302,15 @@ def _fit(
             f"or set too_long='keep_end' to keep the end of the prompt"
         )
     return begin + prompt[excess:], True
+
+
+def check_different(chosen: TokenIds, rejected: TokenIds, name: str) -> None:
+    """Raises where two texts that differ have the same tokens. No reference."""
+    if chosen == rejected:
+        raise DataError(
+            f"{name}: chosen and rejected have the same tokens, so that neither is "
+            "better; remove the row"
+        )
 
 
 def _begin(tokenizer: PreTrainedTokenizerFast) -> TokenIds:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from rlhf_jax.data.columns import check_text, column_error, describe
 from rlhf_jax.data.conversations import Message
@@ -50,7 +51,7 @@ def _read(row: Row) -> Row:
         else:
             messages = [{"role": "assistant", "content": text.strip()}]
         values["messages" if column == "text" else column] = messages
-    return Row(values, row.source, row.line)
+    return replace(row, values=values)
 
 
 def _messages(row: Row, column: str, text: str) -> list[Message]:

@@ -42,6 +42,7 @@ def random_row(rng: random.Random, least: int, most: int) -> tuple[int, ...]:
     return tuple(rng.randrange(4) for _ in range(rng.randint(least, most)))
 
 
+@pytest.mark.fault(19)
 def test_right_padded_by_hand():
     # Row 0: prompt of 2, completion of 2, one pad. Row 1: no prompt, so column 0 is
     # not in the mask. Row 2: a completion that is EOS alone, and pad = EOS = 2.
@@ -54,6 +55,7 @@ def test_right_padded_by_hand():
     }
 
 
+@pytest.mark.fault(19)
 def test_left_padded_by_hand():
     assert as_lists(left_padded([(1, 7), (1, 7, 8, 9)], length=4, pad_id=1)) == {
         "tokens": [[1, 1, 1, 7], [1, 7, 8, 9]],

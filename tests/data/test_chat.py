@@ -164,6 +164,7 @@ def test_offsets_without_white_space():
     assert owned(tokenizer, tokenize_chat(messages, tokenizer)) == answers
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("template", [CHATML, GEMMA, MARKED_CHATML])
 @pytest.mark.parametrize("adds_bos", [False, True])
 @pytest.mark.parametrize("has_bos", [False, True])
@@ -183,6 +184,7 @@ def test_exactly_one_bos(template, adds_bos, has_bos):
     assert owned(tokenizer, chat) == answers
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("adds_bos", [False, True])
 def test_a_template_that_writes_bos_twice(adds_bos):
     tokenizer = make_tokenizer("{{ bos_token }}" + GEMMA, adds_bos=adds_bos)
@@ -224,6 +226,7 @@ def test_a_tokenizer_that_splits_special_tokens():
     assert tokenize_chat(DIALOGUE, splits) == expected
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("template", [None, {"rag": CHATML, "tool_use": CHATML}])
 def test_no_template(template):
     tokenizer = make_tokenizer(template)
@@ -234,6 +237,7 @@ def test_no_template(template):
         tokenize_chat_prompt(DIALOGUE[:1], tokenizer)
 
 
+@pytest.mark.fault(24)
 def test_templates_that_refuse():
     template = r"^row 7: the chat template refuses the conversation \({}\); correct the"
     gemma = template.format("System role not supported")

@@ -157,7 +157,7 @@ def test_rows_whole_or_with_their_prompt(row):
         ({"chosen": [BETTER], "rejected": [WORSE]}, "expected a first message of sys"),
         ({"chosen": [*ASKED], "rejected": [*ASKED, WORSE]}, "expected a last message"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "expected lists of messages"),
-        ({"prompt": [*ASKED]}, "expected lists of messages, as the first row has"),
+        ({"prompt": [*ASKED]}, "expected lists of messages, as the others have"),
         (
             {"prompt": [*ASKED], "chosen": [BETTER], "rejected": "no"},
             "column 'rejected': expected a list of messages",

@@ -76,6 +76,11 @@ FAULTS = [
     ),
     (
         "ultrafeedback",
+        {"instruction": "2?", "completions": [ONE, rated("4", overall_score=10**400)]},
+        "an overall_score of each, or ratings",
+    ),
+    (
+        "ultrafeedback",
         {"instruction": "2?", "completions": [ONE, rated("5", overall_score=2)]},
         "equal ranks for equal",
     ),

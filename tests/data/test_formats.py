@@ -39,6 +39,7 @@ def test_what_is_written_is_read_again(format, values, records, make_file, tmp_p
     assert record_values(read.records[0])["origin"] == f"{path}:1"
 
 
+@pytest.mark.fault(23)
 def test_both_kinds_of_rows_in_one_file(make_file):
     rows = [
         {"prompt": "2 =", "chosen": " 2", "rejected": " 3"},
@@ -48,6 +49,7 @@ def test_both_kinds_of_rows_in_one_file(make_file):
     assert [type(r.prompt) for r in read_records(path).records] == [str, tuple]
 
 
+@pytest.mark.fault(30)
 def test_annotators_by_name_are_told_apart():
     names = [f"worker {i}" for i in range(1000)]
     numbers = [annotator_number(name) for name in names]

@@ -41,6 +41,7 @@ def malformed(make_file):
     return make_file("malformed.jsonl", content())
 
 
+@pytest.mark.fault(22)
 def test_used_and_quarantined_are_all_that_was_read(malformed):
     read = read_records(malformed)
     num_good = len(GOOD) + len(KINDS) // 10
@@ -55,6 +56,7 @@ def test_used_and_quarantined_are_all_that_was_read(malformed):
     assert len(origins) == len(wanted) and {*origins} == wanted
 
 
+@pytest.mark.fault(22)
 def test_every_kind_has_a_reason_of_its_own(malformed):
     faults = read_records(malformed).quarantined
     reasons = {}
@@ -218,6 +220,7 @@ COLUMNS = (
 ).split()
 
 
+@pytest.mark.fault(22)
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=8))
 def test_whatever_a_row_holds_it_is_used_or_put_aside(values):
@@ -245,6 +248,7 @@ NEAR = [
 ]
 
 
+@pytest.mark.fault(22)
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(NEAR), st.data())
 def test_one_odd_value_in_a_row_never_breaks_the_reader(values, data):

@@ -89,6 +89,7 @@ def test_preferences(row):
     assert preferences([text]) == [Preference("p", "a", "b", 3, -1.5)]
 
 
+@pytest.mark.fault(23)
 def test_transcripts_split_after_the_last_common_turn(row):
     first = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
     [pair] = preferences([row(chosen=first + " d", rejected=first + " dd")])
@@ -168,6 +169,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("parse, values, reason", FAULTS)
 def test_faults_name_row_column_and_remedy(parse, values, reason, row):
     message = error(parse, row(**values))

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from rlhf_jax.data.splitting import split_messages, split_texts, split_transcripts
 
+pytestmark = pytest.mark.fault(23)
+
 MORE = [{"role": "user", "content": "And 3?"}]
 NINE = [{"role": "assistant", "content": "9"}]
 

@@ -115,6 +115,7 @@ def test_tokenizer_without_an_end(tokenizer, tmp_path):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.fault(26)
 def test_code_in_the_folder_does_not_run(tokenizer, tmp_path):
     save_tokenizer(tokenizer, tmp_path)
     path = tmp_path / "tokenizer_config.json"

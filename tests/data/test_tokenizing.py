@@ -36,6 +36,7 @@ def texts(tokenizer, rows, *fields):
     return [tuple(tokenizer.decode(getattr(r, f)) for f in fields) for r in rows]
 
 
+@pytest.mark.fault(24)
 def test_exactly_one_bos_and_one_eos(byte_tokenizer):
     rows, num_cut = tokenize_demonstrations(
         [DEMONSTRATION, Demonstration("", "<eos>")], byte_tokenizer, max_length=8
@@ -66,6 +67,7 @@ def test_everything_but_the_texts_is_kept(byte_tokenizer):
     ]  # fmt: skip
 
 
+@pytest.mark.fault(21)
 def test_the_limit_is_exact(byte_tokenizer):
     # 4 + 4 tokens: 8 fit, 7 do not.
     tokenize_demonstrations([DEMONSTRATION], byte_tokenizer, max_length=8)
@@ -83,6 +85,7 @@ def test_the_limit_is_exact(byte_tokenizer):
         )
 
 
+@pytest.mark.fault(21)
 def test_keep_end_keeps_bos_and_the_end_of_the_prompt(byte_tokenizer):
     rows, num_cut = tokenize_demonstrations(
         [DEMONSTRATION, Demonstration("z", "z")], byte_tokenizer, max_length=6,
@@ -101,6 +104,7 @@ def test_keep_end_keeps_bos_and_the_end_of_the_prompt(byte_tokenizer):
     assert num_cut == 1
 
 
+@pytest.mark.fault(21)
 def test_both_sides_share_one_cut(byte_tokenizer):
     # The longer side with <eos> has 5 tokens, so 3 of 8 are left for <bos> and prompt.
     for pair in (Preference("abc", "1234", "5"), Preference("abc", "5", "1234")):
@@ -119,6 +123,7 @@ def test_both_sides_share_one_cut(byte_tokenizer):
     assert (byte_tokenizer.decode(row.prompt), num_cut) == ("<bos>bc", 1)
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize("too_long", ["error", "keep_end"])
 def test_completions_are_never_cut(too_long, byte_tokenizer):
     # <bos>, one token of the prompt and " de<eos>" need 6.
@@ -136,6 +141,7 @@ def test_completions_are_never_cut(too_long, byte_tokenizer):
         )
 
 
+@pytest.mark.fault(19)
 def test_a_tokenizer_without_bos(bare_tokenizer):
     [row], _ = tokenize_demonstrations([DEMONSTRATION], bare_tokenizer, max_length=7)
     assert texts(bare_tokenizer, [row], "prompt", "completion") == [("abc", " de<eos>")]

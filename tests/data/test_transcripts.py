@@ -29,6 +29,7 @@ def read(values):
     return read_transcripts([Row(values, "hh.jsonl", 3)])
 
 
+@pytest.mark.fault(23)
 def test_pairs_whole_or_with_their_prompt():
     whole = {side: f"{ASKED}\n\nAssistant: {x}." for side, x in
              (("chosen", "No"), ("rejected", "Yes"))}  # fmt: skip

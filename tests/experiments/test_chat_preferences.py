@@ -10,12 +10,12 @@ import pytest
 
 from experiments import preference, reward_model, sft
 from experiments.inputs import (
+    DEMONSTRATIONS,
     DataConfig,
-    parse_demonstrations,
-    read_data,
     tokenize_imitation,
 )
 from experiments.judgements import JUDGEMENTS, read_judgements
+from experiments.reading import read_data
 from rlhf_jax.data import Row, load_tokenizer, read_transcripts, save_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.steps import UnpairedConfig
@@ -118,7 +118,7 @@ def test_transcripts_as_messages(toys, chat_policy, tmp_path):
 
     # SFT learns all answers of the chosen ones.
     chosen = dataclasses.replace(read, columns={"chosen": "text"})
-    learned, _ = read_data(chosen, parse_demonstrations, seed=0)
+    learned = read_data(chosen, DEMONSTRATIONS, run_dir=tmp_path, seed=0).learned
     tokenizer = load_tokenizer(chat_policy / "tokenizer")
     imitated = tokenize_imitation(learned, tokenizer, max_length=128, too_long="error")
     chat = imitated.examples[0]
@@ -126,6 +126,7 @@ def test_transcripts_as_messages(toys, chat_policy, tmp_path):
     assert str(tokenizer.decode(owned)) == "the plot was fine .<eos>i loved it .<eos>"
 
 
+@pytest.mark.fault(24)
 def test_no_template_and_no_policy(toys, tmp_path):
     data = written(tmp_path / "pairs.jsonl", messages(8))
     message = r"pairs.jsonl:\d: messages need a tokenizer with a chat template: give"

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from experiments import export, personalize, reward_model, tastes, user_reward
-from experiments.inputs import DataConfig, read_data
-from experiments.judgements import pairs
+from experiments.inputs import DataConfig
+from experiments.judgements import PAIRS
 from experiments.networks import load_reward
+from experiments.reading import read_data
 from experiments.runs import LoraOptions
 from experiments.users import UserOptions, load_users, numbered, pair_leads
 from rlhf_jax.data import Row, preferences, read_rows, write_rows
@@ -238,7 +239,8 @@ def test_adapters_on_a_policy_in_packed_rows(toys, tmp_path):
     )
     reward_model.main(config)
     users = load_users(tmp_path / "many", option="--reward")
-    rankings = read_data(config.data, pairs, seed=0)[1][:4]
+    read = read_data(config.data, PAIRS, run_dir=tmp_path, seed=0)
+    rankings = read.held_out[:4]
     asked = user_reward.Config(tmp_path / "one", tmp_path / "many", users.annotators[0])
     weights = user_reward.main(asked)
     policy = load_policy(toys.root / "sft", FLOAT32)

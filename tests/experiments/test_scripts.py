@@ -17,8 +17,9 @@ from experiments import (
     reward_model,
     sft,
 )
-from experiments.inputs import DataConfig, read_data
+from experiments.inputs import DataConfig
 from experiments.judgements import JUDGEMENTS
+from experiments.reading import read_data
 from experiments.runs import LoraOptions
 from rlhf_jax import checkpoint
 from rlhf_jax.errors import UserError
@@ -207,7 +208,8 @@ def test_normalized_rewards_have_mean_0_and_std_1(toys, tmp_path):
     began = load_stage(config.policy, "policy", option="--policy")
     pairs = JUDGEMENTS["pairwise"]
     tokenize = lambda texts: pairs.tokenize(texts, began.tokenizer, max_length=128)[0]
-    examples, held_out = map(tokenize, read_data(config.data, pairs.parse, seed=0))
+    read = read_data(config.data, pairs.parsers, run_dir=tmp_path, seed=0)
+    examples, held_out = tokenize(read.learned), tokenize(read.held_out)
     length = max(
         len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in examples + held_out
     )

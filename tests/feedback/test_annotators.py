@@ -114,6 +114,7 @@ def test_who_agrees_with_the_good_is_believed_more():
     assert consensus > 0.95 > majority + 0.05
 
 
+@pytest.mark.fault(30)
 def test_bad_votes():
     with pytest.raises(ValueError, match="at least one vote on every unit"):
         dawid_skene(table_votes(np.array([[1.0], [np.nan]])))

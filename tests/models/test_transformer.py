@@ -38,6 +38,7 @@ def test_gradients_reach_back_and_never_forward(config, params):
     assert (influence[np.tril_indices(6)] > 1e-4).all()
 
 
+@pytest.mark.fault(20)
 def test_left_padding_changes_nothing(forward, params):
     plain = batch_of([[1, 1, 1, 1]])
     padded = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (3, 0))), plain)
@@ -46,6 +47,7 @@ def test_left_padding_changes_nothing(forward, params):
     )
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("garbage", [7, -1, 2**31 - 1])
 def test_what_stands_under_padding_changes_nothing(config, params, garbage):
     batch = batch_of(PACKED)
@@ -67,6 +69,7 @@ def test_what_stands_under_padding_changes_nothing(config, params, garbage):
     chex.assert_trees_all_equal(run(params, dirty), clean)
 
 
+@pytest.mark.fault(17)
 def test_a_row_of_padding_is_finite(config, params):
     loss = lambda p: jnp.sum(policy_apply(config)(p, batch_of([[0] * 8])).logits)
     chex.assert_tree_all_finite(jax.jit(jax.value_and_grad(loss))(params))

@@ -276,6 +276,7 @@ def test_gradient_equals_finite_differences_of_the_oracle(oracle):
         np.testing.assert_allclose(grad, numeric, rtol=2e-5, atol=5e-6)
 
 
+@pytest.mark.fault(20)
 @masked_op
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30, "mixed"])
 def test_garbage_under_the_mask_changes_nothing(name, garbage):
@@ -293,6 +294,7 @@ def test_garbage_under_the_mask_changes_nothing(name, garbage):
     jax.tree.map(np.testing.assert_array_equal, filled(garbage), filled(0.5))
 
 
+@pytest.mark.fault(17)
 @masked_op
 def test_all_masked_is_zero_with_zero_gradient(name):
     *args, mask = examples(name)

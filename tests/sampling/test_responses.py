@@ -11,6 +11,7 @@ from sampling.scripted import constant, prompts_of, sample, script
 from rlhf_jax.sampling import SamplingConfig, generate
 
 
+@pytest.mark.fault(17)
 def test_ends_by_hand(key):
     """Stop id first, last, never, and the second of two ids; pad = a stop id.
 
@@ -61,6 +62,7 @@ def test_ends_by_hand(key):
     assert rollout.truncated.dtype == bool
 
 
+@pytest.mark.fault(19)
 def test_stop_ids_count_from_stop_after(key):
     lines = jnp.array([[2, 2, 5, 5], [2, 5, 2, 5]])
     config = SamplingConfig(max_new_tokens=4, stop_ids=(2,), stop_after=1, pad_id=9)
@@ -70,6 +72,7 @@ def test_stop_ids_count_from_stop_after(key):
     assert rollout.truncated.tolist() == [False, False]
 
 
+@pytest.mark.fault(18)
 def test_no_stop_id_spends_the_budget(key):
     rollout = sample(
         script,
@@ -116,6 +119,7 @@ def test_the_last_token_is_not_fed_back(key):
     assert max(seen) == 6
 
 
+@pytest.mark.fault(17)
 def test_a_row_without_a_prompt_stays_empty(key):
     config = SamplingConfig(max_new_tokens=3, stop_ids=(2,), pad_id=4)
     run = lambda segments, rows: sample(

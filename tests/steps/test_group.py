@@ -253,6 +253,7 @@ def test_experience_by_hand():
     )
 
 
+@pytest.mark.fault(16)
 def test_groups_of_equal_scores_teach_nothing():
     config = dataclasses.replace(ONE_UPDATE, kl=_kl(0.0))
     experience, metrics = experience_step(
@@ -280,6 +281,7 @@ def test_without_a_kl_term_there_is_no_reference():
         policy_step(_state(), experience, key=KEY, config=CONFIG)
 
 
+@pytest.mark.fault(20)
 def test_garbage_under_the_mask_changes_nothing():
     # A column of the table is looked at where the token after it is owned.
     def noisy(params, batch, **options):
@@ -309,6 +311,7 @@ def test_garbage_under_the_mask_changes_nothing():
     chex.assert_trees_all_close(found, clean, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.fault(17)
 def test_masked_episodes_leave_the_parameters_alone():
     rollout = _rollout()
     mask = jnp.zeros_like(rollout.batch.mask)

@@ -74,6 +74,7 @@ def test_rewards_sum_to_score_minus_kl(key):
     assert found["rollout/ended"] == pytest.approx(1 - truncated.mean())
 
 
+@pytest.mark.fault(18)
 def test_score_sits_on_the_last_response_token(key):
     config = dataclasses.replace(CONFIG, kl=KLConfig(coef=0.0), missing_stop="keep")
     experience, _, _ = _experience(key, config, scores=jnp.full(64, 3.0))
@@ -121,6 +122,7 @@ def test_whitened_rewards_keep_their_mean(key):
     )
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [("keep", [2.0, 3.0]), ("replace", [2.0, -1.0]), ("subtract", [2.0, 2.0])],

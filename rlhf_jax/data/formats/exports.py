@@ -4,6 +4,7 @@ A task that several people judged becomes one record for each of them.
 """
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from rlhf_jax.data.columns import (
@@ -123,7 +124,7 @@ def _ranking(
         "ranks": ranks,
         "annotator": by,
     }
-    return rankings([Row(values, row.source, row.line)])[0]
+    return rankings([replace(row, values=values)])[0]
 
 
 def argilla(row: Row) -> list[Ranking[str]]:

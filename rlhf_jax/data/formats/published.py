@@ -1,5 +1,6 @@
 """Published data sets in the form in which their authors give them, to records."""
 
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -25,7 +26,7 @@ def hh(row: Row) -> list[Preference[str]]:
     Bai et al. 2022, arXiv:2204.05862.
     """
     values = {k: value for k, value in row.values.items() if k != "prompt"}
-    return preferences([Row(values, row.source, row.line)])
+    return preferences([replace(row, values=values)])
 
 
 def ranking(row: Row) -> list[Ranking[str]]:
@@ -87,7 +88,7 @@ def ultrafeedback(row: Row) -> list[Ranking[str]]:
         "completions": [completion["response"] for completion in completions],
         "ranks": [order.index(score) for score in scores],
     }
-    return rankings([Row(values, row.source, row.line)])
+    return rankings([replace(row, values=values)])
 
 
 def _scores(row: Row, completions: list[dict[str, Any]]) -> list[float]:
@@ -117,7 +118,7 @@ def _mean_rating(completion: dict[str, Any]) -> float | None:
 def _number(value: Any) -> float | None:
     try:
         number = None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if number is not None and abs(number) < 1e9 else None
 

@@ -5,6 +5,7 @@ conversational where it holds a list of messages; every row decides for itself.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rlhf_jax.data.columns import (
@@ -117,7 +118,7 @@ def is_chat(row: Row, *columns: str) -> bool:
 def _only(row: Row, *columns: str) -> Row:
     """The row without columns that another type would read."""
     values = {column: row.values[column] for column in columns if column in row.values}
-    return Row(values, row.source, row.line)
+    return replace(row, values=values)
 
 
 def _answered(row: Row) -> list[Demonstration[str] | Conversation]:

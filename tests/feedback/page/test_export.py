@@ -29,6 +29,7 @@ def lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.fault(30)
 def test_rankings_are_read_as_they_are(tmp_path):
     with serving(configured(tmp_path, repeats=0.5)) as page:
         for ranks in ([0, 1], [1, 0], [0, 0]):
@@ -67,6 +68,7 @@ def test_rankings_are_read_as_they_are(tmp_path):
     assert (skip["prompt"], skip["skipped"], skip["note"]) == ("p3", "unclear", "?")
 
 
+@pytest.mark.fault(30)
 def test_what_was_undone_is_not_exported(tmp_path):
     with serving(configured(tmp_path)) as page:
         page.post("annotator", page.task("annotator"), "vote", ranks=[0, 1])

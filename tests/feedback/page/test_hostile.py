@@ -9,6 +9,8 @@ import pytest
 from feedback.page.browsing import answers, count, js, opened
 from feedback.page.running import IMAGE, SCRIPT, event, wait_for
 
+pytestmark = pytest.mark.fault(31)
+
 pytest.importorskip("uvicorn")
 
 

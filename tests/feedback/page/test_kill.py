@@ -20,6 +20,8 @@ from feedback.page.running import event, wait_for, write_rows
 from rlhf_jax.feedback.page import export
 from rlhf_jax.feedback.page.store import connect
 
+pytestmark = pytest.mark.fault(31)
+
 pytest.importorskip("uvicorn")
 ROOT = Path(__file__).parents[3]
 PEOPLE, ITEMS, KILLS = 20, 100, 3

@@ -12,6 +12,8 @@ from feedback.page.running import Running, event, serving, write_rows
 
 from rlhf_jax.feedback.page.config import ServeConfig
 
+pytestmark = pytest.mark.fault(31)
+
 pytest.importorskip("uvicorn")
 
 

@@ -81,6 +81,7 @@ def test_what_is_open_comes_again(db):
     assert offered(db, 0, Plan()) == first
 
 
+@pytest.mark.fault(30)
 def test_a_skipped_item_goes_to_somebody_else(db):
     first = offered(db, 0, Plan())
     judge(db, 0, first, kind="skip")
@@ -131,6 +132,7 @@ def test_a_share_of_the_items_comes_twice_after_a_while(db):
     assert (ann["repeats"], ann["votes"]) == (4, 24)
 
 
+@pytest.mark.fault(30)
 def test_undo_brings_back_the_last_judgement_and_then_the_one_before(db):
     plan, shown = Plan(), []
     for ranks in ([0, 1, 1], [2, 1, 0]):
@@ -153,6 +155,7 @@ def test_undo_is_of_ones_own_judgement(db):
         judge(db, 1, None, kind="undo")
 
 
+@pytest.mark.fault(30)
 def test_sent_twice_counts_once(db):
     first = offered(db, 0, Plan())
     for _ in range(2):
@@ -168,6 +171,7 @@ def test_sent_twice_counts_once(db):
     assert refused.value.status == 409
 
 
+@pytest.mark.fault(30)
 def test_a_changed_vote_counts_and_the_first_stays_in_the_log(db):
     task = offered(db, 0, Plan())
     judge(db, 0, task, ranks=[0, 1, 2])
@@ -180,6 +184,7 @@ def test_a_changed_vote_counts_and_the_first_stays_in_the_log(db):
     assert json.loads(counted["value"])["ranks"] == [order[text] for text in "abc"]
 
 
+@pytest.mark.fault(30)
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -253,11 +258,13 @@ def test_ratings_lie_on_their_scale(mode, least, most):
             parse_event(posted | {"rating": rating}, mode, 5)
 
 
+@pytest.mark.fault(31)
 def test_a_commit_is_on_disk_before_it_returns(db):
     assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
     assert db.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
 
 
+@pytest.mark.fault(31)
 def test_what_fails_half_way_leaves_nothing(db):
     with pytest.raises(RuntimeError), transaction(db):
         add_items(db, [Item("new", ("a", "b"))])

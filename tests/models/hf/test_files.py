@@ -95,6 +95,7 @@ BROKEN_INDICES = {
 }
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize(
     "weight_map, message", BROKEN_INDICES.values(), ids=[*map(repr, BROKEN_INDICES)]
 )
@@ -104,12 +105,14 @@ def test_broken_index(tmp_path, weight_map, message):
         open_tensors(tmp_path)
 
 
+@pytest.mark.fault(25)
 def test_tensor_in_two_shards(tmp_path):
     write_shards(tmp_path, {A: {"x": ONE}, B: {"x": ONE, "y": ONE}}, {"x": A, "y": B})
     with refused(r"/b\.safetensors: tensor 'x' is in a\.safetensors as well"):
         open_tensors(tmp_path)
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -125,6 +128,7 @@ def test_unreadable_index(tmp_path, text, message):
         open_tensors(tmp_path)
 
 
+@pytest.mark.fault(25)
 def test_one_broken_shard_loads_nothing(tmp_path):
     write_shards(tmp_path, {A: {"x": ONE}, B: {"y": ONE}})
     with open(tmp_path / B, "r+b") as file:
@@ -140,6 +144,7 @@ def test_index_and_another_single_file(tmp_path):
         open_tensors(tmp_path)
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize(
     "file",
     [
@@ -170,6 +175,7 @@ def test_no_weights_at_all(tmp_path):
         open_tensors(tmp_path)
 
 
+@pytest.mark.fault(26)
 def test_pickles_of_a_trainer_are_no_weights(tmp_path):
     save_file({"w": ONE}, tmp_path / "model.safetensors")
     (tmp_path / "training_args.bin").write_bytes(b"\x80\x02")
@@ -206,6 +212,7 @@ def test_no_config(tmp_path):
         read_config(tmp_path)
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_code_of_a_checkpoint(tmp_path, file):
     (tmp_path / "config.json").write_text('{"model_type": "x"}')
@@ -289,6 +296,7 @@ def test_what_is_downloaded(monkeypatch, tmp_path):
     assert list(passed) == wanted
 
 
+@pytest.mark.fault(25)
 def test_memory_of_one_tensor_at_a_time(tmp_path):
     """60 MB in two shards of three tensors: never more than one of them in memory."""
     if not Path("/proc/self/clear_refs").exists():

@@ -285,6 +285,7 @@ def refused(folder: Path, *parts: str, kind: Kind = "policy") -> None:
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 
+@pytest.mark.fault(25)
 def test_a_missing_tensor_is_named(folder):
     change_tensors(folder, lambda tensors: tensors.pop(QUERY))
     refused(folder, QUERY, "model.layers.0.self_attn.q_proj.weight")
@@ -301,6 +302,7 @@ def test_a_bias_that_config_json_does_not_announce_is_named(folder):
     refused(folder, name)
 
 
+@pytest.mark.fault(25)
 def test_a_tensor_of_another_shape_is_named(folder):
     name = "model.layers.0.mlp.up_proj.weight"
     change_tensors(
@@ -309,6 +311,7 @@ def test_a_tensor_of_another_shape_is_named(folder):
     refused(folder, name, "[32, 48]", "[48, 32]")
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32"])
 def test_a_tensor_of_integers_is_named(folder, dtype):
     change_tensors(folder, lambda t: t.update({QUERY: t[QUERY].astype(dtype)}))
@@ -358,6 +361,7 @@ def test_a_policy_is_no_reward_model_nor_the_other_way_round(tmp_path, folder):
     refused(reward, "lm_head.weight")
 
 
+@pytest.mark.fault(26)
 def test_code_of_a_checkpoint_is_never_run(folder):
     expected = load_pretrained(folder).params
     auto_map = {"AutoModelForCausalLM": "evil.Model"}

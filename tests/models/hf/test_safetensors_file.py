@@ -164,6 +164,7 @@ BROKEN_FILES = {
 }
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize("content, message", BROKEN_FILES.values(), ids=BROKEN_FILES)
 def test_broken_file(tmp_path, content, message):
     (tmp_path / "model.safetensors").write_bytes(content)
@@ -180,6 +181,7 @@ def test_the_smallest_files_are_not_broken(tmp_path):
     assert open_tensors(tmp_path).read("w").tobytes() == b"bcd"
 
 
+@pytest.mark.fault(25)
 def test_huge_header_is_never_read(tmp_path):
     path = tmp_path / "model.safetensors"
     with open(path, "wb") as file:  # a file of holes: it takes no disk
@@ -199,6 +201,7 @@ def test_a_name_twice_among_many_is_found_fast(tmp_path):
     assert time.perf_counter() - start < 5
 
 
+@pytest.mark.fault(25)
 def test_file_that_shrinks_or_goes_after_it_was_opened(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"w": ONE}, path)

@@ -1,0 +1,45 @@
+"""The table of faults and bad input: a short name of each row, and what must hold."""
+
+ROWS = {
+    1: ("SIGKILL at a random time", "every restart loads; the end is exact"),
+    2: ("stopped after any step", "the same sample ids follow; work left is done"),
+    3: ("a finished run is resumed", "nothing to do, exit status 0, files unchanged"),
+    4: ("SIGTERM, SIGINT once and twice", "saved at that step, documented status"),
+    5: ("a flipped bit in a checkpoint", "detected, or loads exactly"),
+    6: ("truncated or missing files of one", "named; the newest valid step is used"),
+    7: ("every checkpoint corrupt", "no fresh start unless told; steps and reasons"),
+    8: ("disk full, write limit", "what was there stays valid; exports whole or none"),
+    9: ("two runs in one directory", "the second stops and names the owner"),
+    10: ("read-only or impossible directory", "one line, before compilation"),
+    11: ("resumed with another config or data", "differences named, refused"),
+    12: ("leaves missing, extra, other shape", "leaf paths listed, nothing cast"),
+    13: ("resumed on another device count", "same order, loss within 1e-5"),
+    14: ("NaN or Inf loss or gradient", "parameters unchanged; stop after M in a row"),
+    15: ("a reward function that misbehaves", "named with row and value; resumable"),
+    16: ("all scores of a group equal", "advantages exactly 0, counted"),
+    17: ("empty responses, all-masked batch", "finite; loss and gradients exactly 0"),
+    18: ("no EOS in the budget", "truncation flagged, no forged EOS, penalty fires"),
+    19: (
+        "pad = EOS, no pad, no BOS, many EOS",
+        "masks from lengths; pad no export EOS",
+    ),
+    20: (
+        "padding and garbage under the mask",
+        "equal to 1e-6; garbage changes nothing",
+    ),
+    21: ("too long; equal sides after a cut", "policy, both sides alike, counted"),
+    22: ("malformed rows", "quarantine.jsonl; used + put aside = read; a share stops"),
+    23: ("mixed rows, implicit prompts, HH", "split at turn or token; round trip"),
+    24: ("chat template: two BOS, none, raises", "exactly one BOS; clear message"),
+    25: ("truncated or hostile safetensors", "file and tensor named; memory bounded"),
+    26: (
+        "pickle, .bin, .pt, code in a config",
+        "refused with the reason; nothing runs",
+    ),
+    27: ("export: tied, transposed, bf16", "transformers has the same logits, bytes"),
+    28: ("one of two processes killed, stalled", "the other names it and exits"),
+    29: ("processes that disagree", "stop within a minute with the difference"),
+    30: ("labels: unknown, twice, changed, tied", "one documented rule each"),
+    31: ("labelling page: hostile text, posts", "escaped, refused; votes on disk"),
+}
+"""Number of a row → (the fault or input, what must hold)."""
