@@ -223,7 +223,7 @@ def origins(examples: Sequence[Any], rows: Sequence[int]) -> list[str]:
     for row in rows:
         example = examples[row]
         group = example if isinstance(example, list | tuple) else (example,)
-        found += [getattr(e, "origin", "") or f"row {row}" for e in group]
+        found += [getattr(e, "origin", "") or str(row) for e in group]
     return found
 
 

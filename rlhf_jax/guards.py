@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,10 +102,10 @@ class Guard:
         self._loss, self._name_rows = loss, name_rows
         self._losses: deque[float] = deque(maxlen=WINDOW)
         kept = _kept(self._path, restored_step)
-        self.skipped = sum(fault["skipped"] for fault in kept)
+        self.skipped = sum(fault.skipped for fault in kept)
         self._in_a_row = 0.0
-        if kept and kept[-1]["step"] == restored_step:
-            self._in_a_row = float(kept[-1]["in_a_row"])
+        if kept and kept[-1].step == restored_step:
+            self._in_a_row = kept[-1].in_a_row
 
     def check(
         self,
@@ -281,7 +281,15 @@ def check_finite(tree: Any, step: int) -> None:
         )
 
 
-def _kept(path: Path, restored_step: int | None) -> list[dict[str, Any]]:
+class _Kept(NamedTuple):
+    """What of a fault a resumed run needs."""
+
+    step: int
+    skipped: int
+    in_a_row: float
+
+
+def _kept(path: Path, restored_step: int | None) -> list[_Kept]:
     """The faults until the restored step; the file has no others afterwards."""
     if not path.exists():
         return []
@@ -290,8 +298,9 @@ def _kept(path: Path, restored_step: int | None) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
         try:
             fault = json.loads(line)
-            if restored_step is not None and fault["step"] <= restored_step:
-                kept.append(fault)
+            known = _Kept(*(fault[name] for name in _Kept._fields))
+            if restored_step is not None and known.step <= restored_step:
+                kept.append(known)
                 lines.append(line + "\n")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(

@@ -52,6 +52,36 @@ def test_exact_resume_in_the_middle_of_the_second_epoch():
     assert [next(second) for _ in range(8)] == uninterrupted[4:]
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_rows_say_which_examples_a_batch_is_of(shuffle):
+    examples = [f"text {i}" for i in range(10)]
+    options = {"batch_size": 3, "seed": 0, "collate": list, "shuffle": shuffle}
+    read = make_loader(examples, **options)
+    assert read.rows.tolist() == []
+    seen = []
+    for batch in itertools.islice(read, 12):  # four epochs
+        assert [examples[row] for row in read.rows] == batch
+        seen.append(read.rows)
+    assert len({tuple(rows) for rows in seen}) == (12 if shuffle else 3)
+    assert read.examples is examples
+
+
+def test_rows_after_a_resume_are_those_of_the_batch():
+    first = loader()
+    for _ in range(4):
+        next(first)
+    state = first.get_state()
+    expected = [(next(first), first.rows.tolist()) for _ in range(8)]
+    second = loader()
+    for _ in range(2):
+        next(second)
+    second.set_state(state)
+    assert second.rows.tolist() == []  # there is no last batch
+    found = [(next(second), second.rows.tolist()) for _ in range(8)]
+    assert found == expected
+    assert second.get_state() == first.get_state()
+
+
 def test_collate_sees_a_batch_of_examples():
     assert next(loader(collate=list, shuffle=False)) == [0, 1, 2]
     sizes = [len(batch) for batch in loader(num_epochs=2)]

@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import pytest
 
 from experiments import reward_model, sft
-from experiments.logs import run_log
+from experiments.logs import origins, run_log
 from experiments.runs import RunConfig
-from rlhf_jax.data import make_loader
+from rlhf_jax.data import Demonstration, make_loader
+from rlhf_jax.errors import UserError
+from rlhf_jax.guards import GuardConfig
 from rlhf_jax.tracking import read_metrics
 from rlhf_jax.types import Metrics
 
@@ -42,7 +45,7 @@ def test_a_line_is_read_when_the_next_step_is_under_way(tmp_path):
     with run_log("toy", RunConfig(tmp_path), 3, LOADER, None, loss="loss") as log:
         for step in (1, 2, 3):
             EVENTS.append("step")
-            log.add(step, _found(step), tokens=8)
+            log.add(step, _found(step), tokens=8, rows=())
             if step == 2:
                 log.also({"gold": 1.0})
     assert EVENTS == ["step", "step", "read", "step", "read", "read"]
@@ -56,17 +59,64 @@ def test_a_line_is_read_when_the_next_step_is_under_way(tmp_path):
 def test_lines_that_are_not_due_are_never_read(tmp_path):
     with run_log("toy", RunConfig(tmp_path), 5, LOADER, None, 2, loss="loss") as log:
         for step in range(1, 6):
-            log.add(step, _found(step), tokens=8)
+            log.add(step, _found(step), tokens=8, rows=())
             assert log.pending == (step in (2, 4, 5))
     assert [row["step"] for row in _lines(tmp_path)] == [2, 4, 5]
     assert EVENTS == ["read"] * 3
 
 
+def test_every_step_is_looked_at_when_the_next_one_is_under_way(tmp_path, monkeypatch):
+    """Also those without a line; the last one when the run is left."""
+
+    def check(guard, step, metrics, *, rows, scores, stop):
+        assert float(metrics.sums["loss"]) == 10 * step
+        EVENTS.append(f"look at {step}, rows {rows}, {'stop' if stop else 'go on'}")
+
+    monkeypatch.setattr("rlhf_jax.guards.Guard.check", check)
+    with run_log("toy", RunConfig(tmp_path), 9, LOADER, None, 9, loss="loss") as log:
+        for step in (1, 2, 3):
+            EVENTS.append("step")
+            log.add(step, _found(step), tokens=8, rows=[step])
+    assert EVENTS == [
+        "step",
+        "step",
+        "look at 1, rows [1], stop",
+        "step",
+        "look at 2, rows [2], stop",
+        "look at 3, rows [3], go on",
+    ]
+
+
+def test_a_stop_is_raised_once(tmp_path, capsys):
+    found = lambda: Metrics.of({"loss": (jnp.nan, 1), "optim/skipped": (1, 1)})
+    guard = GuardConfig(max_skipped=2)
+    with pytest.raises(UserError, match="step 2, rows 0, 2: loss = nan") as error:
+        with run_log("toy", RunConfig(tmp_path, guard=guard), 9, LOADER, None) as log:
+            for step in range(1, 10):
+                log.add(step, found(), tokens=8, rows=[0, step])
+    assert error.value.__context__ is None
+    # Step 3 is under way then, and is going to be made again.
+    assert [row["step"] for row in _lines(tmp_path)] == [1, 2]
+    assert len((tmp_path / "faults.jsonl").read_text().splitlines()) == 2
+    assert "updates were skipped" not in capsys.readouterr().out  # it has failed
+
+
+def test_rows_are_named_by_their_origins(tmp_path):
+    """Of a packed row by those of all that share it; what has none by its number."""
+    one, other = (Demonstration((), (1,), f"a.jsonl:{i}") for i in (1, 2))
+    assert origins([one, (one, other), "text"], [2, 1, 0]) == [
+        "2",
+        "a.jsonl:1",
+        "a.jsonl:2",
+        "a.jsonl:1",
+    ]
+
+
 def test_the_last_line_is_written_after_an_interruption(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         with run_log("toy", RunConfig(tmp_path), 3, LOADER, None, loss="loss") as log:
-            log.add(1, _found(1), tokens=8)
-            log.add(2, _found(2), tokens=8)
+            log.add(1, _found(1), tokens=8, rows=())
+            log.add(2, _found(2), tokens=8, rows=())
             raise KeyboardInterrupt
     assert [row["loss"] for row in _lines(tmp_path)] == [10, 20]
 
@@ -75,8 +125,8 @@ def test_a_rate_is_of_the_steps_that_were_waited_for(tmp_path, monkeypatch):
     clock = iter([0.0, 2.0, 4.0])  # at the start, then at each reading
     monkeypatch.setattr("experiments.logs.time.perf_counter", lambda: next(clock))
     with run_log("toy", RunConfig(tmp_path), 2, LOADER, None, loss="loss") as log:
-        log.add(1, _found(1), tokens=8)
-        log.add(2, _found(2), tokens=16)
+        log.add(1, _found(1), tokens=8, rows=())
+        log.add(2, _found(2), tokens=16, rows=())
     rows = read_metrics(tmp_path / "timings.jsonl")
     assert [row["tokens_per_s"] for row in rows] == [4, 8]
 

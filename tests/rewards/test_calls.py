@@ -267,11 +267,14 @@ class Flaky:
         return [float(self.calls)] * len(completions)
 
 
-class AsyncFlaky(Flaky):
+class AsyncFlaky:
+    def __init__(self, failures, how):
+        self.calls, self.failures, self.how = 0, failures, how
+
     async def __call__(self, completions):
         self.calls += 1
         if self.calls <= self.failures:
-            await async_hang(completions)
+            await self.how(completions)
         return [float(self.calls)] * len(completions)
 
 

@@ -52,7 +52,7 @@ def spoilt(batch):
     return jax.tree.map(change, batch, is_leaf=lambda x: isinstance(x, TokenBatch))
 
 
-def noisy(apply_fn):
+def noisy(apply_fn) -> Any:
     """The network, NaN where a row has the bad token."""
 
     def apply(params, batch, **options):
@@ -189,8 +189,8 @@ def test_one_member_of_a_population_is_alone():
     both = jax.tree.map(lambda *x: np.stack(x), batch, spoilt(batch))
     after, metrics = jax.jit(jax.vmap(step, in_axes=(None, 0)))(state, both)
     assert metrics.sums["optim/skipped"].tolist() == [0, 1]
-    change = jnp.any(after.params["logits"] != state.params["logits"], axis=(1, 2))
-    assert change.tolist() == [True, False]
+    moved = [(x != state.params["logits"]).any() for x in after.params["logits"]]
+    assert moved == [True, False]
 
 
 @pytest.mark.fault(14)
