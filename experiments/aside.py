@@ -9,6 +9,7 @@ from pathlib import Path
 from rlhf_jax.data import Fault, Row, read_rows, write_quarantined
 from rlhf_jax.data.sorting import reason_kind
 from rlhf_jax.errors import UserError
+from rlhf_jax.processes import by_first
 from rlhf_jax.report import write_report
 
 QUARANTINE = "quarantine.jsonl"  # in the run directory
@@ -45,11 +46,7 @@ def put_aside(reading: Reading) -> None:
       UserError: it is more of a source than the run allows.
     """
     path, shares = reading.run_dir / QUARANTINE, reading.shares()
-    kept = [f for f in _read(path) if _source(f.origin) not in shares]
-    if faults := sorted([*kept, *reading.faults.values()], key=_place):
-        write_quarantined(faults, path)
-    else:
-        path.unlink(missing_ok=True)
+    by_first(lambda: _write(path, reading))
     for source, (found, count) in shares.items():
         if len(found) > reading.max_faulty * count:
             first = "; ".join(f"{f.origin}: {f.reason}" for f in found[:_NAMED])
@@ -75,6 +72,15 @@ def finish_run(run_dir: Path) -> None:
     """The report, and a line about rows that were put aside."""
     write_report(run_dir)
     say_put_aside(run_dir)
+
+
+def _write(path: Path, reading: Reading) -> None:
+    shares = reading.shares()
+    kept = [f for f in _read(path) if _source(f.origin) not in shares]
+    if faults := sorted([*kept, *reading.faults.values()], key=_place):
+        write_quarantined(faults, path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> list[Fault]:

@@ -19,6 +19,7 @@ from rlhf_jax.sampling import RolloutMeter
 from rlhf_jax.terminal import memory_estimate, print_plan, progress
 from rlhf_jax.tracking import MetricsLogger
 from rlhf_jax.types import Array, Metrics
+from rlhf_jax.watchdog import step_made
 
 
 def count_params(tree: Any) -> int:
@@ -144,6 +145,7 @@ class RunLog:
         rows = self._loader.rows if rows is None else rows
         self._watched = Watched(step, metrics, rows, scores)
         self._advance(self._numbers)
+        step_made(step)
 
     def also(self, values: Mapping[str, float]) -> None:
         """More numbers for the line that is pending."""

@@ -197,4 +197,4 @@ def algorithm(config: Config) -> tuple[Judgement, Callable, Callable]:
 
 if __name__ == "__main__":
     presets = {"default": Config(), "unpaired": Config(preference=UnpairedConfig())}
-    cli.run(main, presets, description=__doc__ or "")
+    cli.run(main, presets, description=__doc__ or "", several=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.logs import due
 from experiments.runs import ResumeConfig
-from rlhf_jax import checkpoint
+from rlhf_jax import checkpoint, processes
 from rlhf_jax.data import Loader
 from rlhf_jax.errors import UserError
 from rlhf_jax.fingerprint import fingerprint
@@ -58,22 +58,36 @@ def resume_state(
     for name, stage in stages.items():
         if isinstance(stage, Stage):
             given[name] = stage_fingerprint(stage)
-    check_given(config.run_dir, given, accept=config.accept)
     directory = config.run_dir / CHECKPOINTS
-    try:
-        restored, damaged = checkpoint.restore_latest_valid(directory, state)
-    except checkpoint.NoneSoundError as error:
-        if not config.restart:
-            raise UserError(f"{error} with --restart") from error
-        checkpoint.put_all_aside(directory)
+    processes.agree(given)
+
+    def prepare() -> None:
+        check_given(config.run_dir, given, accept=config.accept)
+        _keep_sound(directory, restart=config.restart)
+
+    processes.by_first(prepare)
+    step = checkpoint.latest_step(directory)
+    processes.agree({"step of the checkpoint": str(step)})
+    if step is None:
         return state, None
-    for line in damaged:
-        print(f"warning: {line}: renamed, an earlier one is used", file=sys.stderr)
-    if restored is None:
-        return state, None
+    manifest = checkpoint.read_manifest(directory, step)
+    restored = checkpoint.restore_verified(directory, manifest, state)
     loader.set_state(restored.host_state["loader"])
     _say_versions(restored.host_state["versions"])
-    return restored.state, restored.step
+    return restored.state, step
+
+
+def _keep_sound(directory: Path, *, restart: bool) -> None:
+    """What is there afterwards is sound; or nothing is, and the run begins anew."""
+    try:
+        _, damaged = checkpoint.latest_sound(directory)
+    except checkpoint.NoneSoundError as error:
+        if not restart:
+            raise UserError(f"{error} with --restart") from error
+        checkpoint.put_all_aside(directory)
+        return
+    for line in damaged:
+        print(f"warning: {line}: renamed, an earlier one is used", file=sys.stderr)
 
 
 def _versions() -> dict[str, str]:
@@ -90,6 +104,25 @@ def _say_versions(saved: Mapping[str, str]) -> None:
         )
 
 
+AHEAD = 3  # steps by which the slowest process is behind the fastest, at most
+
+
+def agreed_stop(step: int, asked: str | None) -> str | None:
+    """Which signal ends the run at this step, in all processes alike; None for none.
+
+    Each step reads what the one before it has found, so that no process is more than
+    two steps ahead of another: all of them hear in time of a stop three steps from now.
+    """
+    if processes.count() == 1:
+        return asked
+    if asked:
+        processes.tell_once("stop/all", f"{step + AHEAD} {asked}")
+    for text in processes.told("stop").values():
+        last, signal = text.split()
+        return signal if step >= int(last) else None
+    return None
+
+
 class Saves:
     """When a run's state is saved, and how; see `saving`."""
 
@@ -102,11 +135,13 @@ class Saves:
     ):
         self._config, self._total, self._loader = config, total, loader
         self._asked = asked
+        self._stop: str | None = None  # who asked, once all processes are to stop
         self._running: checkpoint.Saving | None = None
 
     def due(self, step: int) -> bool:
         """Whether it is time: every so often, at the end, and when asked to stop."""
-        return due(step, self._config.save_every, self._total) or bool(self._asked())
+        self._stop = agreed_stop(step, self._asked())
+        return due(step, self._config.save_every, self._total) or bool(self._stop)
 
     def save(self, step: int, state: Any) -> None:
         """Begins to save; training may go on. If asked to stop, it saves and stops.
@@ -124,10 +159,10 @@ class Saves:
             host_state={"loader": self._loader.get_state(), "versions": _versions()},
             keep=2,
         )
-        if step < self._total and (signal := self._asked()):
+        if step < self._total and self._stop:
             self.wait()
             print(
-                f"{self._config.run_dir}: stopped by {signal}, saved at "
+                f"{self._config.run_dir}: stopped by {self._stop}, saved at "
                 f"{step}/{self._total}; the same command with --resume goes on",
                 file=sys.stderr,
             )

@@ -68,6 +68,9 @@ class RunConfig(ResumeConfig):
     """TensorBoard and W&B."""
     guard: GuardConfig = GuardConfig()
     """What stops a run whose losses or gradients are not finite."""
+    stall: float | None = None
+    """Seconds without an update, compilation and evaluation counted, after which the
+    run ends with exit code 75; none waits for ever."""
 
 
 def for_stages(config: RunConfig) -> dict[str, Any]:

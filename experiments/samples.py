@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.rollouts import Sampled, decode
 from rlhf_jax.parallel import unshard
+from rlhf_jax.processes import is_first
 from rlhf_jax.rewards import RewardFunction, call_reward_function
 from rlhf_jax.rundir import save_json
 from rlhf_jax.steps import TrainState
@@ -92,10 +93,13 @@ def report_samples(
         ["", "before", "after"],
         [[LABELS[name], then, now] for (name, then), now in numbers],
     )
-    with (run_dir / "samples.jsonl").open("w", encoding="utf-8") as file:
-        for i, prompt in enumerate(before.prompts):
-            row = {"prompt": prompt, "before": before.row(i), "after": after.row(i)}
-            file.write(json.dumps(row) + "\n")
+    rows = (
+        {"prompt": prompt, "before": before.row(i), "after": after.row(i)}
+        for i, prompt in enumerate(before.prompts)
+    )
+    if is_first():
+        with (run_dir / "samples.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
     summary = {f"before/{k}": v for k, v in before.summary().items()}
     summary |= {f"after/{k}": v for k, v in after.summary().items()}
     save_json(run_dir / "summary.json", summary)

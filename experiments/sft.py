@@ -184,4 +184,4 @@ def spell(config: DataConfig, texts: list[Any]) -> Iterable[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main, {"default": Config()}, description=__doc__ or "")
+    cli.run(main, {"default": Config()}, description=__doc__ or "", several=True)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.processes import is_first
 from rlhf_jax.types import Array, Metrics
 
 FAULTS_FILE = "faults.jsonl"
@@ -145,8 +146,9 @@ class Guard:
             fault["scores"] = wrong
         if spike is not None:
             fault["spike"] = spike
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(fault) + "\n")
+        if is_first():
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(fault) + "\n")
         message = _message(fault)
         if stop and self._in_a_row > self._config.max_skipped - _ALMOST:
             raise UserError(
@@ -306,6 +308,8 @@ def _kept(path: Path, restored_step: int | None) -> list[_Kept]:
             raise UserError(
                 f"{path}:{number}: not a line of faults: {line[:60]!r}: remove it"
             ) from error
+    if not is_first():
+        return kept
     half = path.with_name(f".{path.name}.half")
     half.write_text("".join(lines), encoding="utf-8")
     half.replace(path)

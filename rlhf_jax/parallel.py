@@ -5,6 +5,11 @@ axis, None where a device is alone; sums that need the whole batch are taken ove
 axis inside the step. Trees that every device holds whole (states, parameters, metrics)
 look as on one device (`replicate`); batches are cut along their first axis, behind a
 leading device axis (`shard`).
+
+Of several processes (`processes.initialize`) all make the same calls with the same
+values, whole batches too: each puts the rows of its own devices there. The mapping is
+``jax.shard_map`` then, which gives the same numbers. What is whole can be read in every
+process; what is cut, `unshard` brings to all of them.
 """
 
 import functools
@@ -12,9 +17,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rlhf_jax import processes
 from rlhf_jax.errors import UserError
 
 AXIS = "devices"
@@ -22,23 +30,32 @@ Devices = Sequence[Any]  # of jax.Device
 
 
 def local_devices(count: int | None = None) -> Devices:
-    """The first ``count`` devices of this process, or all of them.
+    """The first ``count`` devices, or all of them; of several processes, as many each.
 
     Raises:
-      UserError: fewer are there.
+      UserError: fewer are there, or processes do not get as many each; or there are
+        several processes that have not joined.
 
     >>> len(local_devices(1))
     1
     """
-    devices = jax.local_devices()
-    if count is None:
-        return devices
-    if not 1 <= count <= len(devices):
+    n, own = jax.process_count(), jax.local_devices()
+    if n > 1 and processes.count() == 1:
         raise UserError(
-            f"devices = {count}: this process has {len(devices)} "
-            f"{devices[0].platform} devices; on CPU set JAX_NUM_CPU_DEVICES={count}"
+            f"{n} processes share these {own[0].platform} devices, and this one has "
+            f"not joined the others: set {processes.COORDINATOR}={processes.AUTO}"
         )
-    return devices[:count]
+    if count is None:
+        return jax.devices() if n > 1 else own
+    if count % n or not 1 <= count // n <= len(own):
+        each = "this process has" if n == 1 else f"each of {n} processes has"
+        raise UserError(
+            f"devices = {count}: {each} {len(own)} {own[0].platform} devices; on CPU "
+            f"set JAX_NUM_CPU_DEVICES={max(1, count // n)}"
+        )
+    if n == 1:
+        return own[:count]
+    return [d for p in range(n) for d in jax.local_devices(p)[: count // n]]
 
 
 def replicate(tree: Any, devices: Devices) -> Any:
@@ -56,7 +73,11 @@ def replicate(tree: Any, devices: Devices) -> Any:
 
     def copy(x):
         if id(x) not in copies:  # of a copy: device_put may hand on what there is
-            copies[id(x)] = jax.device_put(jax.numpy.copy(x), whole)
+            copies[id(x)] = (
+                jax.device_put(jnp.copy(x), whole)
+                if processes.count() == 1
+                else _place(x, whole)
+            )
         return copies[id(x)]
 
     return jax.tree.map(copy, tree)
@@ -83,12 +104,52 @@ def shard(batch: Any, devices: Devices) -> Any:
         return x.reshape(n, x.shape[0] // n, *x.shape[1:])
 
     parts = NamedSharding(_mesh(devices), PartitionSpec(AXIS))
+    if processes.count() > 1:
+        return jax.tree.map(lambda x: _place(cut(np.asarray(x)), parts), batch)
     return jax.device_put(jax.tree.map(cut, batch), parts)
 
 
 def unshard(batch: Any) -> Any:
-    """Joins the devices' pieces again: [N, B/N, …] → [B, …]."""
+    """Joins the devices' pieces again: [N, B/N, …] → [B, …].
+
+    Of several processes each gets the whole as NumPy arrays.
+    """
+    if processes.count() > 1:
+        batch = jax.tree.map(_gathered, batch)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
+def on_host(tree: Any) -> Any:
+    """Trees that every device holds whole, for this process's own computations.
+
+    No reference. What several processes hold together only they can compute with
+    together, and with nothing that is one's own. A process alone gets what it gave.
+    """
+    return tree if processes.count() == 1 else jax.tree.map(_own, tree)
+
+
+def _own(x: Any) -> Any:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        words = jnp.asarray(np.asarray(jax.random.key_data(x)))
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+    return jnp.asarray(np.array(x))
+
+
+def _gathered(x: Any) -> Any:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
+
+
+def _place(x: Any, where: NamedSharding) -> Any:
+    """Each process puts its devices' parts of what all have; nothing is sent."""
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        words = _place(jax.random.key_data(x), where)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+    host = np.asarray(jnp.asarray(x) if np.isscalar(x) else x)
+    # A copy for each device: of one buffer on several none may be donated.
+    part = lambda index: np.array(host[index])
+    return jax.make_array_from_callback(host.shape, where, part)
 
 
 def data_parallel(
@@ -132,6 +193,16 @@ def data_parallel(
     if alone:
         whole = _without_axis(call, (None, *in_axes), out_axes)
         mapped = jax.jit(whole, donate_argnums=donated)
+    elif processes.count() > 1:
+        whole = jax.shard_map(
+            _without_axis(call, (None, *in_axes), out_axes),
+            mesh=_mesh(devices),
+            in_specs=jax.tree.map(_spec, (None, *in_axes), is_leaf=_is_axis),
+            out_specs=jax.tree.map(_spec, out_axes, is_leaf=_is_axis),
+            check_vma=False,  # as pmap: sums over the devices are the step's own
+        )
+        mapped = jax.jit(whole, donate_argnums=donated)
+        return lambda *trees, key=None: mapped(replicate(key, devices), *trees)
     else:
         mapped = jax.pmap(
             call,
@@ -163,6 +234,14 @@ def _without_axis(call: Callable, in_axes: tuple, out_axes: Any) -> Callable:
         )
 
     return run
+
+
+def _is_axis(axis: int | None) -> bool:
+    return axis is None or axis == 0
+
+
+def _spec(axis: int | None) -> PartitionSpec:
+    return PartitionSpec() if axis is None else PartitionSpec(AXIS)
 
 
 def _name(step: Callable) -> str:

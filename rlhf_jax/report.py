@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from rlhf_jax.processes import is_first
 from rlhf_jax.rundir import RunError
 from rlhf_jax.tracking import METRICS_FILE, read_metrics
 
@@ -164,6 +165,7 @@ def write_report(run_dir: str | Path) -> Path:
 
     No reference. A panel is drawn if one of its metrics was logged. Curves of 60 points
     or more are drawn pale, with their moving average on top; NaN and Inf leave gaps.
+    Of several processes the first one draws.
 
     Args:
       run_dir: a directory with a metrics.jsonl, or with stages that have one.
@@ -181,6 +183,8 @@ def write_report(run_dir: str | Path) -> Path:
     'report.png'
     """
     run_dir = Path(run_dir)
+    if not is_first():
+        return run_dir / REPORT_FILE
     curves = read_curves(run_dir)
     panels = [p for p in PANELS if any(name in curves for name in p.metrics)]
     if not panels:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.lock import LOCK_FILE, take_lock
+from rlhf_jax.processes import by_first, index, is_first
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -36,6 +37,7 @@ _NOT_COMPARED = (
     "guard",
     "reward_timeout",
     "reward_retries",
+    "stall",
 )
 
 
@@ -51,6 +53,8 @@ def _as_json(path: object) -> str:
 
 def save_json(path: str | Path, value: Any) -> None:
     """Writes a value as JSON; a reader never sees half a file. No reference.
+
+    Of several processes the first one writes, here as elsewhere.
 
     Args:
       path: the file, replaced if it exists.
@@ -73,6 +77,8 @@ def save_json(path: str | Path, value: Any) -> None:
             f"{path}: cannot be written as JSON ({error}): use numbers, strings, "
             f"lists, dicts, None"
         ) from error
+    if not is_first():
+        return
     half = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         half.write_text(text + "\n", encoding="utf-8")
@@ -181,9 +187,10 @@ def create_run_dir(
     configuration is the same (top-level fields that do not change what is computed,
     such as ``run_dir``, ``resume``, ``tracking`` and ``devices``, aside); where no run
     is yet, it starts. Without, an existing run is never touched.
+    Of several processes the first one does it, and the others wait.
 
     Args:
-      path: the directory; parents are made.
+      path: the directory, which all processes share; parents are made.
       config: a frozen dataclass, nested as you like, of values that JSON knows.
       resume: True to go on with the run that lies there.
       accept: fields, or groups of fields, that may differ from the run's, such as
@@ -206,6 +213,18 @@ def create_run_dir(
     {'lr': 3e-06}
     """
     path = Path(path)
+    by_first(lambda: _create(path, config, resume, accept))
+    if not (path / CONFIG_FILE).exists():
+        raise RunError(
+            f"--run-dir {path}: process {index()} does not see what process 0 has "
+            "made: choose a directory on a disk that all of them share"
+        )
+    return path
+
+
+def _create(
+    path: Path, config: "DataclassInstance", resume: bool, accept: Sequence[str]
+) -> None:
     _make_writable(path)
     take_lock(path)
     # Through JSON and back: what is compared is what the file can tell apart.
@@ -224,13 +243,12 @@ def create_run_dir(
         )
     if not others:  # nothing was computed here yet
         save_json(saved, fields)
-        return path
+        return
     new = json.loads(json.dumps(fields, default=_as_json))
     changed = _differences(load_json(saved), new)
     _check_changes(path, changed, accept, "configuration")
     if changed:
         save_json(saved, fields)
-    return path
 
 
 def check_given(
@@ -263,3 +281,23 @@ def check_given(
         _check_changes(path, changed, accept, "input")
     if changed or not (path / GIVEN_FILE).exists():
         save_json(path / GIVEN_FILE, new)
+
+
+def config_texts(config: "DataclassInstance") -> dict[str, str]:
+    """A configuration as text, field by field, for processes to compare.
+
+    No reference. Where the run lies on each host and who watches it is left out.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Config:
+    ...     lr: float = 3e-6
+    ...     layers: tuple[int, ...] = (1, 2)
+    >>> config_texts(Config())
+    {'lr': '3e-06', 'layers': '[1, 2]'}
+    """
+    fields = _flat(dataclasses.asdict(config))
+    return {
+        name: json.dumps(value, default=_as_json)
+        for name, value in fields.items()
+        if name.split(".")[0] not in ("run_dir", "tracking")
+    }

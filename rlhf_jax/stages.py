@@ -18,6 +18,7 @@ from rlhf_jax.fingerprint import files_fingerprint, fingerprint
 from rlhf_jax.models import DType, TransformerConfig
 from rlhf_jax.models.hf import Kind, label_names, load_pretrained, resolve
 from rlhf_jax.models.lora import LoraConfig, apply, merge
+from rlhf_jax.processes import by_first
 from rlhf_jax.rundir import load_json, save_json
 from rlhf_jax.types import Params
 
@@ -90,6 +91,8 @@ def save_model_files(
 ) -> None:
     """Writes what a later stage needs besides the checkpoints. No reference.
 
+    Of several processes the first one writes, and the others wait.
+
     Args:
       run_dir: of the stage.
       model: the network.
@@ -114,8 +117,12 @@ def save_model_files(
         "hf_config": None if began is None else began.hf_config,
         "lora": None if lora is None else dataclasses.asdict(lora),
     }
-    save_json(run_dir / MODEL_FILE, values)
-    save_tokenizer(tokenizer, run_dir / TOKENIZER)
+
+    def write() -> None:
+        save_json(run_dir / MODEL_FILE, values)
+        save_tokenizer(tokenizer, run_dir / TOKENIZER)
+
+    by_first(write)
 
 
 def load_stage(

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from rlhf_jax.processes import is_first
 from rlhf_jax.rundir import RunError
 
 METRICS_FILE = "metrics.jsonl"
@@ -93,6 +94,8 @@ def _encode(step: int, values: Mapping[str, Any]) -> str:
 
 def _open_from(path: Path, restored_step: int | None) -> IO[str]:
     """Opens for appending, without the lines after the restored step."""
+    if not is_first():
+        return open(os.devnull, "a", encoding="utf-8")
     kept = ""
     if restored_step is not None and path.exists():
         rows = read_metrics(path)
@@ -108,7 +111,8 @@ def _open_from(path: Path, restored_step: int | None) -> IO[str]:
 class MetricsLogger:
     """Appends metrics to the files of a run, and to the trackers asked for.
 
-    No reference. A context manager: on leaving, files and trackers are closed.
+    No reference. A context manager: on leaving, files and trackers are closed. Of
+    several processes the first one writes; those of the others lead nowhere.
 
     Args:
       directory: the run directory.
@@ -135,6 +139,7 @@ class MetricsLogger:
         restored_step: int | None,
     ) -> None:
         directory = Path(directory)
+        config = config if is_first() else TrackingConfig()
         tensorboard = wandb = None
         # Both before the first file changes: a missing package changes nothing.
         if config.tensorboard:

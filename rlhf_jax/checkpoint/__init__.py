@@ -14,9 +14,11 @@ stage, can be read without the code that made the rest.
 from rlhf_jax.checkpoint.folder import latest_step, put_all_aside, saved_steps
 from rlhf_jax.checkpoint.loading import (
     Restored,
+    latest_sound,
     restore,
     restore_latest_valid,
     restore_params,
+    restore_verified,
 )
 from rlhf_jax.checkpoint.manifest import (
     CheckpointError,
@@ -35,12 +37,14 @@ __all__ = [
     "NoneSoundError",
     "Restored",
     "Saving",
+    "latest_sound",
     "latest_step",
     "put_all_aside",
     "read_manifest",
     "restore",
     "restore_latest_valid",
     "restore_params",
+    "restore_verified",
     "save",
     "saved_steps",
     "start_save",

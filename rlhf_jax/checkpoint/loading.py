@@ -64,13 +64,26 @@ def restore(directory: str | Path, like: Any, *, step: int | None = None) -> Res
     Traceback (most recent call last):
     rlhf_jax.checkpoint.manifest.CheckpointError: no/run: no complete checkpoint: ...
     """
+    return restore_verified(directory, verify(directory, _which(directory, step)), like)
+
+
+def restore_verified(directory: str | Path, manifest: Manifest, like: Any) -> Restored:
+    """`restore` of a checkpoint that was hashed a moment ago. No reference.
+
+    Args:
+      directory: where the checkpoints of one run lie.
+      manifest: of the checkpoint.
+      like: see `restore`.
+
+    Raises:
+      CheckpointError: see `restore`.
+    """
     expected = named(like).leaves
-    step = _which(directory, step)
-    manifest = verify(directory, step)
-    check_same(f"{directory}, step {step}", manifest.leaves, described(expected))
+    where = f"{directory}, step {manifest.step}"
+    check_same(where, manifest.leaves, described(expected))
     leaves = _load(directory, manifest, expected)
     state = jax.tree.unflatten(jax.tree.structure(like), [leaves[n] for n in expected])
-    return Restored(state, manifest.host_state, step)
+    return Restored(state, manifest.host_state, manifest.step)
 
 
 def restore_latest_valid(
@@ -78,9 +91,7 @@ def restore_latest_valid(
 ) -> tuple[Restored | None, list[str]]:
     """Restores the latest checkpoint that is as it was saved. No reference.
 
-    For the process that owns the directory: what others left half done there is
-    deleted, and damaged checkpoints above the one restored are renamed to
-    ``<step>.damaged``; nothing of them is deleted.
+    For the process that owns the directory, see `latest_sound`.
 
     Args:
       directory: where the checkpoints of one run lie, or where nothing is.
@@ -93,10 +104,37 @@ def restore_latest_valid(
     Raises:
       NoneSoundError: there are checkpoints, all damaged (steps and reasons; none is
         renamed).
-      CheckpointError: a sound one is of another state than ``like``.
+      CheckpointError: the sound one is of another state than ``like``.
 
     >>> import jax.numpy as jnp
     >>> restore_latest_valid("no/run", {"w": jnp.ones(2)})
+    (None, [])
+    """
+    manifest, damaged = latest_sound(directory)
+    if manifest is None:
+        return None, damaged
+    return restore_verified(directory, manifest, like), damaged
+
+
+def latest_sound(directory: str | Path) -> tuple[Manifest | None, list[str]]:
+    """Finds the latest checkpoint that is as it was saved. No reference.
+
+    For the process that owns the directory: what others left half done there is
+    deleted, and damaged checkpoints above the sound one are renamed to
+    ``<step>.damaged``; nothing of them is deleted.
+
+    Args:
+      directory: where the checkpoints of one run lie, or where nothing is.
+
+    Returns:
+      Its manifest, None where there never was a checkpoint; and what is wrong with each
+      damaged one, a line each.
+
+    Raises:
+      NoneSoundError: there are checkpoints, all damaged (steps and reasons; none is
+        renamed).
+
+    >>> latest_sound("no/run")
     (None, [])
     """
     directory = Path(directory)
@@ -104,13 +142,13 @@ def restore_latest_valid(
     damaged: dict[int, str] = {}
     for step in reversed(saved_steps(directory)):
         try:
-            restored = restore(directory, like, step=step)
+            manifest = verify(directory, step)
         except DamagedError as error:
             damaged[step] = str(error)
             continue
         for other in damaged:
             put_aside(directory, other)
-        return restored, list(damaged.values())
+        return manifest, list(damaged.values())
     earlier = [f"{name}: damaged" for name in put_aside_before(directory)]
     if damaged or earlier:
         reasons = "; ".join([*damaged.values(), *earlier])
@@ -201,5 +239,5 @@ def _target(like: Any, saved: Any) -> Any:
     if isinstance(like, np.ndarray):
         return np.empty(saved.shape, saved.dtype)
     sharding = None if like is None else like.sharding
-    sharding = sharding or SingleDeviceSharding(jax.devices()[0])
+    sharding = sharding or SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=sharding)

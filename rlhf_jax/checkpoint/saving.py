@@ -158,7 +158,8 @@ def start_save(
                 )
                 half.rename(directory / str(step))
         except Exception as error:
-            clean(directory)
+            if first:
+                clean(directory)
             raise _failed(directory, step, size, error) from error
         if first:
             for old in saved_steps(directory)[:-keep]:

@@ -1,0 +1,101 @@
+"""Two processes of one run, each with its output in a file."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_address() -> str:
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        return f"localhost:{listening.getsockname()[1]}"
+
+
+@dataclasses.dataclass
+class Pair:
+    """Two processes under way, or ended."""
+
+    folder: Path
+    running: list[subprocess.Popen]
+    began: float
+
+    def pid(self, process: int) -> int:
+        return self.running[process].pid
+
+    def code(self, process: int) -> int | None:
+        return self.running[process].poll()
+
+    def codes(self) -> list[int | None]:
+        return [self.code(0), self.code(1)]
+
+    def output(self, process: int) -> str:
+        return (self.folder / f"{process}.out").read_text()
+
+    def error(self, process: int) -> str:
+        return (self.folder / f"{process}.err").read_text()
+
+    def last(self, process: int) -> str:
+        return self.error(process).splitlines()[-1]
+
+    def said_after(self, process: int) -> float:
+        """Seconds from the start to the last line of its errors."""
+        return (self.folder / f"{process}.err").stat().st_mtime - self.began
+
+    def send(self, process: int, number: int) -> None:
+        os.kill(self.pid(process), number)
+
+    def wait(self, process: int, seconds: float = 150) -> int:
+        """Its exit code."""
+        try:
+            return self.running[process].wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(self.error(0) + self.error(1)) from error
+
+    def kill(self) -> None:
+        for process in self.running:
+            process.kill()
+            process.wait()
+
+
+def start_pair(
+    folder: Path,
+    commands: Sequence[Sequence[object]],
+    *,
+    heartbeat_s: int,
+    devices: int,
+    inside: Sequence[Path | None] = (None, None),
+) -> Pair:
+    """Starts two processes, each with so many devices, inside of folders."""
+    folder.mkdir()
+    own = {
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles faster
+        "RLHF_COORDINATOR": free_address(),
+        "RLHF_PROCESSES": "2",
+        "RLHF_HEARTBEAT": str(heartbeat_s),
+    }
+    running, began = [], time.time()
+    for i, command in enumerate(commands):
+        environment = os.environ | own | {"RLHF_PROCESS": str(i)}
+        with (folder / f"{i}.out").open("w") as out:
+            with (folder / f"{i}.err").open("w") as err:
+                text = list(map(str, command))
+                given = {"env": environment, "stdout": out, "stderr": err}
+                running.append(subprocess.Popen(text, cwd=inside[i], **given))
+    return Pair(folder, running, began)
+
+
+def wait_until(true: Callable[[], bool], pair: Pair, seconds: float = 150) -> None:
+    """Returns when it is so; fails where a process ends before."""
+    end = time.monotonic() + seconds
+    while not true():
+        said = pair.error(0) + pair.error(1)
+        assert time.monotonic() < end and pair.codes() == [None, None], said
+        time.sleep(0.05)
