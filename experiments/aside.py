@@ -46,10 +46,13 @@ def put_aside(reading: Reading) -> None:
       UserError: it is more of a source than the run allows.
     """
     path, shares = reading.run_dir / QUARANTINE, reading.shares()
-    by_first(lambda: _write(path, reading))
+    kept = [f for f in _read(path) if _source(f.origin) not in shares]
+    by_first(lambda: _write(path, [*kept, *reading.faults.values()]))
     for source, (found, count) in shares.items():
         if len(found) > reading.max_faulty * count:
-            first = "; ".join(f"{f.origin}: {f.reason}" for f in found[:_NAMED])
+            first = "; ".join(
+                f"{f.origin}: {f.reason}" for f in sorted(found, key=_place)[:_NAMED]
+            )
             raise UserError(
                 f"{source}: {len(found):,} of {count:,} rows cannot be used, more than "
                 f"data.max_faulty = {reading.max_faulty:g} of them: correct or remove "
@@ -74,11 +77,10 @@ def finish_run(run_dir: Path) -> None:
     say_put_aside(run_dir)
 
 
-def _write(path: Path, reading: Reading) -> None:
-    shares = reading.shares()
-    kept = [f for f in _read(path) if _source(f.origin) not in shares]
-    if faults := sorted([*kept, *reading.faults.values()], key=_place):
-        write_quarantined(faults, path)
+def _write(path: Path, faults: list[Fault]) -> None:
+    """In the order of the files; where there are none, no file."""
+    if faults:
+        write_quarantined(sorted(faults, key=_place), path)
     else:
         path.unlink(missing_ok=True)
 

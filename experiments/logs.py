@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.runs import RunConfig
+from rlhf_jax import processes
 from rlhf_jax.data import Loader
 from rlhf_jax.guards import FAULTS_FILE, Guard
 from rlhf_jax.models import TransformerConfig
@@ -254,8 +255,12 @@ class ShowRollout:
         self.on: Callable[[dict[str, float]], None] | None = None  # `RunLog.show`
 
     def report(self) -> Callable[..., None] | None:
-        """For ``generate``; None where nobody looks, so that no host is called."""
-        return RolloutMeter(self._show) if sys.stdout.isatty() else None
+        """For ``generate``; None where nobody looks, so that no host is called.
+
+        Nor among several processes: all of them must run the same program.
+        """
+        seen = sys.stdout.isatty() and processes.count() == 1
+        return RolloutMeter(self._show) if seen else None
 
     def _show(self, numbers: dict[str, float]) -> None:
         if self.on is not None:

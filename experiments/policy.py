@@ -197,4 +197,4 @@ if __name__ == "__main__":
         sampling = ALONE if name in WITHOUT_GROUPS else GROUPS
         presets.setdefault(name, Config(algorithm=of(sampling)))
     papers = {name: Config(**vars(numbers)) for name, numbers in PPO_PRESETS.items()}
-    cli.run(main, presets | papers, description=__doc__ or "")
+    cli.run(main, presets | papers, description=__doc__ or "", several=True)

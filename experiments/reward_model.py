@@ -43,7 +43,7 @@ from rlhf_jax.data import left_padded
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import ScoreModel, TransformerConfig, policy_apply, score_apply
 from rlhf_jax.optim import OptimConfig, make_optimizer
-from rlhf_jax.parallel import local_devices, on_host, replicate, shard
+from rlhf_jax.parallel import local_devices, on_one_device, replicate, shard
 from rlhf_jax.sampling import SamplingConfig, generate
 from rlhf_jax.stages import Stage, pad_id, save_model_files
 from rlhf_jax.steps import REWARD_PRESETS, create_state, reward_eval, reward_step
@@ -170,7 +170,7 @@ def main(config: Config) -> dict[str, float]:
             state, metrics = train_step(state, shard(next(loader), devices), held)
             log.add(step, metrics, tokens=rows * data.length)
             if step == total and config.normalize:
-                state = replicate(normalize(on_host(state)), devices)
+                state = replicate(normalize(on_one_device(state)), devices)
             if log.pending and due(step, config.eval_every, total):
                 log.also(eval_names(evaluate()))
             if saves.due(step):

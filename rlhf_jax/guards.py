@@ -61,8 +61,9 @@ class GuardConfig:
 class Guard:
     """Watches the steps of a run, one after the other. No reference.
 
-    A fault is written to ``faults.jsonl`` of the run directory and to stderr. A step of
-    several updates counts as the share of them that was skipped.
+    A fault is written to ``faults.jsonl`` of the run directory and to stderr, of
+    several processes by the first. A step of several updates counts as the share of
+    them that was skipped.
 
     Args:
       directory: the run directory.
@@ -146,17 +147,18 @@ class Guard:
             fault["scores"] = wrong
         if spike is not None:
             fault["spike"] = spike
-        if is_first():
+        message, first = _message(fault), is_first()
+        if first:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(fault) + "\n")
-        message = _message(fault)
         if stop and self._in_a_row > self._config.max_skipped - _ALMOST:
             raise UserError(
                 f"{message}: {fault['in_a_row']:g} in a row, see {self._path}; look at "
                 "these rows or lower the learning rate; --resume goes on from the last "
                 "checkpoint"
             )
-        print(f"warning: {message}; see {self._path}", file=sys.stderr)
+        if first:
+            print(f"warning: {message}; see {self._path}", file=sys.stderr)
 
     def _numbers(self, metrics: Metrics) -> tuple[float, float, float]:
         """(updates that were skipped, updates, the loss that is watched or NaN)."""
@@ -308,11 +310,10 @@ def _kept(path: Path, restored_step: int | None) -> list[_Kept]:
             raise UserError(
                 f"{path}:{number}: not a line of faults: {line[:60]!r}: remove it"
             ) from error
-    if not is_first():
-        return kept
-    half = path.with_name(f".{path.name}.half")
-    half.write_text("".join(lines), encoding="utf-8")
-    half.replace(path)
+    if is_first():
+        half = path.with_name(f".{path.name}.half")
+        half.write_text("".join(lines), encoding="utf-8")
+        half.replace(path)
     return kept
 
 

@@ -119,20 +119,39 @@ def unshard(batch: Any) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
-def on_host(tree: Any) -> Any:
-    """Trees that every device holds whole, for this process's own computations.
+def on_one_device(tree: Any) -> Any:
+    """What every device holds whole, on the first of this process's own. No reference.
 
-    No reference. What several processes hold together only they can compute with
-    together, and with nothing that is one's own. A process alone gets what it gave.
+    For computations outside of a step: devices that hold something together compute
+    with it together, and with nothing that only one of them has.
+
+    >>> on_one_device(replicate(jnp.ones(3), local_devices(1))).shape
+    (3,)
     """
-    return tree if processes.count() == 1 else jax.tree.map(_own, tree)
+
+    def own(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1:
+            return x
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            words = on_one_device(jax.random.key_data(x))
+            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+        return jnp.asarray(np.array(x))
+
+    return jax.tree.map(own, tree)
 
 
-def _own(x: Any) -> Any:
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        words = jnp.asarray(np.asarray(jax.random.key_data(x)))
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
-    return jnp.asarray(np.array(x))
+def in_any_process(here: bool) -> bool:
+    """Whether something is so in one of the processes, such as a wish to stop.
+
+    No reference. They all ask at the same place, such as after a step, and all get the
+    same answer.
+
+    >>> in_any_process(True)
+    True
+    """
+    if processes.count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.asarray(here)).any())
 
 
 def _gathered(x: Any) -> Any:

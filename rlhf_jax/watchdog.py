@@ -112,13 +112,11 @@ class _Watch:
                 if end is not None:
                     self.has_told_end.set()
                 for name, text in processes.told("beat").items():
-                    self._hear(int(name), json.loads(text))
+                    process, record = int(name), json.loads(text)
+                    if process != self.here and record != self.heard.get(process):
+                        self.heard[process], self.silent_s[process] = record, 0.0
             if self.closed.wait(self.beat_s):
                 return
-
-    def _hear(self, process: int, record: dict[str, Any]) -> None:
-        if process != self.here and record != self.heard.get(process):
-            self.heard[process], self.silent_s[process] = record, 0.0
 
     def _judge(self) -> None:
         # Counted in beats, not by the clock: who was stopped itself blames nobody.
@@ -133,8 +131,8 @@ class _Watch:
             silent = [p for p, s in self.silent_s.items() if s >= self.patience_s]
             if silent:  # what the others say goes through process 0
                 silent = [0] if 0 in silent else silent
-                what = f"silent for {self.patience_s:.0f} s"
-                self._leave(TRY_AGAIN, self._about(silent, f"has been {what}"))
+                what = f"has been silent for {self.patience_s:.0f} s"
+                self._leave(TRY_AGAIN, self._about(silent, what))
             quiet_s = 0.0 if made != _steps_made else quiet_s + self.beat_s
             made = _steps_made
             if self.stall_s is not None and quiet_s >= self.stall_s:
@@ -173,6 +171,8 @@ class _Watch:
             if gone := [p for p in self.silent_s if self._end_of(p)]:
                 self._leave(TRY_AGAIN, self._about(gone, "has ended"))
         code = USER_ERROR if isinstance(error, UserError) else 1
+        if isinstance(error, KeyboardInterrupt):
+            code = 128 + signal.SIGINT
         if code == 1:
             traceback.print_exception(error)
         said = "" if code == USER_ERROR else f"{type(error).__name__}: "
@@ -189,6 +189,7 @@ class _Watch:
                 if waited_s > limit_s:
                     self._leave(TRY_AGAIN, self._about(late, "has not stopped"))
             self.has_told_end.wait(_LINGER_S)
+            ctypes.CDLL(None).signal(signal.SIGABRT, None)  # as before `_catch_abort`
         self.closed.set()
         for thread in self.threads:
             thread.join(_LINGER_S)
@@ -200,7 +201,8 @@ class _Watch:
         self.ended = (code, why)
         stacks = f"; stacks: {self._dump_stacks()}" if code == TRY_AGAIN else ""
         self._print(f"{line or f'error: {why}'}{stacks}")
-        self.has_told_end.wait(_LINGER_S / 2)
+        if self.count > 1:
+            self.has_told_end.wait(_LINGER_S / 2)
         if self.here == 0:  # its end is the end of the service, and of who needs that
             end = time.monotonic() + _LINGER_S / 2
             lost = lambda p: self._end_of(p) or self.silent_s[p] >= self.patience_s

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
 
 
 def free_address() -> str:
@@ -74,7 +74,7 @@ def start_pair(
     """Starts two processes, each with so many devices, inside of folders."""
     folder.mkdir()
     own = {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{TESTS / 'experiments'}:{TESTS.parent}",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles faster
         "RLHF_COORDINATOR": free_address(),

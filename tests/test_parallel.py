@@ -9,6 +9,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import (
     data_parallel,
     local_devices,
+    on_one_device,
     replicate,
     shard,
     unshard,
@@ -49,6 +50,16 @@ def test_replicas_are_copies(count):
     step = data_parallel(step, devices, **axes, donate_state=True)
     step(copy, shard(np.zeros(2), devices))
     assert copy.is_deleted() and not original.is_deleted()
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_replicas_on_one_device_are_for_computations_with_others(count):
+    tree = {"w": jnp.arange(3.0), "key": jax.random.key(3)}
+    own = on_one_device(replicate(tree, local_devices(count)))
+    assert own["w"].sharding.device_set == {jax.local_devices()[0]}
+    other = jax.device_put(jnp.ones(3), jax.local_devices()[0])
+    np.testing.assert_array_equal(jax.jit(jnp.add)(own["w"], other), [1, 2, 3])
+    assert jax.random.bits(own["key"]) == jax.random.bits(tree["key"])
 
 
 def test_uneven_batches_and_missing_devices_are_refused():

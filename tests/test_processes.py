@@ -1,13 +1,13 @@
 """How processes join; and two, each with half of the devices, update as one does."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pairs import free_address
 
 from rlhf_jax import parallel, processes
 from rlhf_jax.errors import UserError
@@ -24,12 +24,6 @@ def start(address: str, processes: int, index: int, result: Path) -> subprocess.
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def free_address() -> str:
-    with socket.socket() as listening:
-        listening.bind(("localhost", 0))
-        return f"localhost:{listening.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ All cases run at the same time: most of it is waiting.
 """
 
 import dataclasses
+import math
 import os
 import signal
 import socket
@@ -12,8 +13,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pairs import Pair, start_pair
 
 from rlhf_jax.watchdog import step_made, watching
 
@@ -27,66 +30,35 @@ HIT = {
     "stop 1": (1, signal.SIGSTOP),
     "stop 0": (0, signal.SIGSTOP),
 }
-CASES = (*HIT, "mend", "defect", "leave", "stall", "short")
+CASES = (*HIT, "mend", "defect", "leave", "stall", "short", "first")
 
 
 @dataclasses.dataclass
 class Case:
     """Two processes, and when what happened to them."""
 
-    name: str
-    folder: Path
-    running: list[subprocess.Popen]
-    hit_at: float | None = None
+    pair: Pair
+    hit_at: float = math.nan
     ended_at: dict[int, float] = dataclasses.field(default_factory=dict)
-
-    def error(self, process: int) -> str:
-        return (self.folder / f"{process}.err").read_text()
-
-    def last(self, process: int) -> str:
-        return self.error(process).splitlines()[-1]
-
-    def code(self, process: int) -> int | None:
-        return self.running[process].poll()
 
 
 def start(name: str, folder: Path) -> Case:
-    folder.mkdir()
-    with socket.socket() as listening:
-        listening.bind(("localhost", 0))
-        address = f"localhost:{listening.getsockname()[1]}"
-    own = {
-        "PYTHONPATH": str(TESTS.parent),
-        "JAX_NUM_CPU_DEVICES": "1",
-        "RLHF_COORDINATOR": address,
-        "RLHF_PROCESSES": "2",
-        "RLHF_HEARTBEAT": str(HEARTBEAT_S),
-    }
-    running = []
-    for i in range(2):
-        environment = os.environ | own | {"RLHF_PROCESS": str(i)}
-        command = [sys.executable, TESTS / "watched.py", folder, name]
-        with (folder / f"{i}.out").open("w") as out:
-            with (folder / f"{i}.err").open("w") as err:
-                process = subprocess.Popen(
-                    command, env=environment, stdout=out, stderr=err
-                )
-        running.append(process)
-    return Case(name, folder, running)
+    command = [sys.executable, TESTS / "watched.py", folder, name]
+    given: Any = {"heartbeat_s": HEARTBEAT_S, "devices": 1}
+    return Case(start_pair(folder, [command] * 2, **given))
 
 
-def look(case: Case) -> bool:
+def look(name: str, case: Case) -> bool:
     """Hits the case once it is under way; whether all that will end has ended."""
-    now = time.monotonic()
-    ready = all((case.folder / f"{i}.ready").exists() for i in range(2))
-    if case.name in HIT and case.hit_at is None and ready:
-        process, number = HIT[case.name]
-        os.kill(case.running[process].pid, number)
+    now, pair = time.monotonic(), case.pair
+    ready = all((pair.folder / f"{i}.ready").exists() for i in range(2))
+    if name in HIT and math.isnan(case.hit_at) and ready:
+        pair.send(*HIT[name])
         case.hit_at = now
     for i in range(2):
-        if i not in case.ended_at and case.code(i) is not None:
+        if i not in case.ended_at and pair.code(i) is not None:
             case.ended_at[i] = now
-    stopped = HIT[case.name][0] if case.name.startswith("stop") else None
+    stopped = HIT[name][0] if name.startswith("stop") else None
     return {*case.ended_at, stopped} >= {0, 1}
 
 
@@ -96,14 +68,12 @@ def cases(tmp_path_factory):
     all_of = {name: start(name, found / name.replace(" ", "_")) for name in CASES}
     end = time.monotonic() + 120
     try:
-        while not all([look(case) for case in all_of.values()]):
-            assert time.monotonic() < end, [c for c in all_of.values() if not look(c)]
+        while late := [name for name, case in all_of.items() if not look(name, case)]:
+            assert time.monotonic() < end, late
             time.sleep(0.1)
     finally:
         for case in all_of.values():
-            for process in case.running:
-                process.kill()
-                process.wait()
+            case.pair.kill()
     return all_of
 
 
@@ -111,15 +81,13 @@ def cases(tmp_path_factory):
 @pytest.mark.parametrize("name", HIT)
 def test_the_other_names_who_is_gone(cases, name):
     case, (hit, _) = cases[name], HIT[name]
-    other = 1 - hit
-    assert case.code(other) == 75
-    assert case.hit_at is not None
+    pair, other = case.pair, 1 - hit
+    assert pair.code(other) == 75
     assert case.ended_at[other] - case.hit_at < HEARTBEAT_S + 10
-    pid = case.running[hit].pid
-    line = case.last(other)
-    assert line.startswith(f"error: process {hit} ({socket.gethostname()}, pid {pid})")
+    line, who = pair.last(other), f"{socket.gethostname()}, pid {pair.pid(hit)}"
+    assert line.startswith(f"error: process {hit} ({who}) at step ")
     assert "run all of them again with --resume" in line
-    stacks = case.folder / f"stacks.{other}.txt"
+    stacks = pair.folder / f"stacks.{other}.txt"
     assert str(stacks) in line
     assert "watched.py" in stacks.read_text()
 
@@ -127,47 +95,54 @@ def test_the_other_names_who_is_gone(cases, name):
 def test_the_dead_first_process_is_named_at_once(cases):
     """JAX would abort here: its connection is closed."""
     case = cases["kill 0"]
-    assert "has ended" in case.last(1)
+    assert "has ended" in case.pair.last(1)
     assert case.ended_at[1] - case.hit_at < HEARTBEAT_S
 
 
 def test_what_a_person_can_mend_ends_all_with_its_reason(cases):
-    case = cases["mend"]
-    assert [case.code(0), case.code(1)] == [2, 2]
-    assert case.last(1) == "error: the number of this process"
-    assert case.last(0).startswith("error: process 1 (")
-    assert case.last(0).endswith("has ended: the number of this process")
+    pair = cases["mend"].pair
+    assert pair.codes() == [2, 2]
+    assert pair.last(1) == "error: the number of this process"
+    assert pair.last(0).startswith("error: process 1 (")
+    assert pair.last(0).endswith("has ended: the number of this process")
+
+
+def test_what_the_first_cannot_do_for_all_ends_all(cases):
+    pair = cases["first"].pair
+    assert pair.codes() == [2, 2]
+    for process in range(2):
+        assert pair.last(process) == "error: no room where process 0 is"
 
 
 def test_a_defect_of_the_first_ends_all_with_its_traceback(cases):
-    case = cases["defect"]
-    assert [case.code(0), case.code(1)] == [1, 1]
-    assert "Traceback" in case.error(0) and "ZeroDivisionError" in case.error(0)
-    assert case.last(1).startswith("error: process 0 (")
-    assert "has ended: ZeroDivisionError: one over" in case.last(1)
+    pair = cases["defect"].pair
+    assert pair.codes() == [1, 1]
+    assert "Traceback" in pair.error(0) and "ZeroDivisionError" in pair.error(0)
+    assert pair.last(1).startswith("error: process 0 (")
+    assert "has ended: ZeroDivisionError: one over" in pair.last(1)
 
 
 def test_who_leaves_alone_is_missed(cases):
     """An exit that the others do not take part in: nobody waits for ever."""
-    case = cases["leave"]
-    assert [case.code(0), case.code(1)] == [75, 75]
-    assert "has not stopped" in case.error(1)
+    pair = cases["leave"].pair
+    assert pair.codes() == [75, 75]
+    assert "has not stopped" in pair.error(1)
 
 
 def test_a_loop_without_progress_ends(cases):
-    case = cases["stall"]
-    assert [case.code(0), case.code(1)] == [75, 75]
-    said = case.error(0) + case.error(1)
+    pair = cases["stall"].pair
+    assert pair.codes() == [75, 75]
+    said = pair.error(0) + pair.error(1)
     assert "has made no step for 3 s" in said
-    assert "watched.py" in (case.folder / "stacks.0.txt").read_text()
+    assert "watched.py" in (pair.folder / "stacks.0.txt").read_text()
 
 
 def test_processes_that_come_to_their_end_say_nothing(cases):
-    case = cases["short"]
-    assert [case.code(0), case.code(1)] == [0, 0]
+    pair = cases["short"].pair
+    assert pair.codes() == [0, 0]
     for i in range(2):
-        assert (case.folder / f"{i}.out").read_text().endswith("done: 40\n")
-        assert "error" not in case.error(i)
+        assert pair.output(i).endswith("done: 40\n")
+        assert "error" not in pair.error(i)
 
 
 ALONE = """

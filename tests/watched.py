@@ -13,11 +13,19 @@ import numpy as np
 
 from rlhf_jax import processes
 from rlhf_jax.errors import UserError
-from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard
+from rlhf_jax.parallel import (
+    data_parallel,
+    in_any_process,
+    local_devices,
+    replicate,
+    shard,
+)
 from rlhf_jax.watchdog import step_made, watching
 
 
 def main(run_dir: Path, how: str) -> None:
+    if how == "first":
+        processes.by_first(no_room)
     devices = local_devices()
     step = data_parallel(total, devices, in_axes=(None, 0), out_axes=None)
     state = replicate(jnp.float32(0), devices)
@@ -25,6 +33,7 @@ def main(run_dir: Path, how: str) -> None:
         state = step(state, shard(np.ones(4, np.float32), devices))
         assert float(state) == 4 * (i + 1)
         step_made(i + 1)
+        assert in_any_process(i == 3 and processes.index() == 1) == (i == 3)
         if i == 5:
             (run_dir / f"{processes.index()}.ready").touch()
         if i == 10 and how == "mend" and processes.index() == 1:
@@ -37,6 +46,10 @@ def main(run_dir: Path, how: str) -> None:
             time.sleep(1)
         time.sleep(0.05)
     print(f"done: {float(state):g}")
+
+
+def no_room() -> None:
+    raise UserError(f"no room where process {processes.index()} is")
 
 
 def total(state, batch, *, axis_name):

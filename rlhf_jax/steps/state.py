@@ -110,22 +110,20 @@ def apply_loss(
         grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        state = _unless(~finite, state, state.apply_gradients(grads=grads))
+        # A branch: jnp.where of old and new leaves would copy the old ones.
+        state = jax.lax.cond(
+            finite,
+            lambda state, grads: state.apply_gradients(grads=grads),
+            lambda state, grads: state.replace(step=state.step + 1),
+            state,
+            grads,
+        )
     found = {
         "optim/grad_norm": (norm, 1),
         "optim/skipped": (~finite, 1),
         "optim/empty": (weight <= 0, 1),
     }
     return state, metrics.reduce(axis_name) + Metrics.of(found)
-
-
-def _unless(skipped: Array, before: State, after: State) -> State:
-    """``after``; where the update is skipped, with what ``before`` has learned."""
-    choose = lambda old, new: jnp.where(skipped, old, new)
-    params, opt_state = jax.tree.map(
-        choose, (before.params, before.opt_state), (after.params, after.opt_state)
-    )
-    return after.replace(params=params, opt_state=opt_state)
 
 
 def _numerator(loss_fn: LossFn) -> Callable:

@@ -349,3 +349,24 @@ def test_prompts_to_answer():
     short = len(row.prompt) - 1
     with pytest.raises(DataError, match=rf"asked.jsonl:1: {short + 1} tokens are more"):
         tokenize_conversation_prompts([asked], tokenizer, max_prompt_length=short)
+
+
+@pytest.mark.fault(26)
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.__init__.__globals__ }}",
+        "{{ cycler.__init__.__globals__.os.system('touch made') }}",
+        "{% include '/etc/passwd' %}",
+        "{% set _ = messages.append({}) %}",
+    ],
+)
+def test_a_template_cannot_leave_its_sandbox(template, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = train_tokenizer([], vocab_size=259)
+    tokenizer.chat_template = template
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(DataError, match="rows.jsonl:1: the chat template "):
+        tokenize_chat(turns, tokenizer, name="rows.jsonl:1")
+    assert not [*tmp_path.iterdir()]

@@ -7,9 +7,11 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from later_stages import run_stages
 from pairs import Pair, start_pair, wait_until
 
 from experiments import sft
@@ -165,4 +167,33 @@ def test_other_data_are_named(ran):
     assert pair.codes() == [2, 2]
     for process in range(2):
         assert pair.said_after(process) < 60
-        assert "next batch: process 0 has " in pair.last(process)
+        assert "differ in data: process 0 has " in pair.last(process)
+
+
+@pytest.mark.parametrize("stage", ["reward", "preference", "ppo", "grpo"])
+def test_later_stages_in_two_processes_train_as_in_one(stages, stage):
+    one, two = (read_metrics(root / stage / "metrics.jsonl") for root in stages)
+    assert len(one) == len(two) >= 2
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(
+                b[name], a[name], rtol=1e-5, atol=1e-6, err_msg=name
+            )
+
+
+@pytest.fixture(scope="module")
+def stages(toys, tmp_path_factory):
+    """Where the later stages of one process lie, and those of two."""
+    root = tmp_path_factory.mktemp("stages")
+    script = Path(__file__).parent.parent / "later_stages.py"
+    command = [sys.executable, script, toys.root, root / "two"]
+    given: Any = {"heartbeat_s": HEARTBEAT_S, "devices": 1}
+    pair = start_pair(root / "output", [command] * 2, **given)
+    try:
+        run_stages(toys, root / "one")
+        for process in range(2):
+            assert pair.wait(process) == 0, pair.error(process)
+    finally:
+        pair.kill()
+    return root / "one", root / "two"

@@ -208,6 +208,36 @@ def test_a_vote_must_fit_its_task(db, changes, message):
     assert progress(db, 0, Plan()).done == 0
 
 
+@pytest.mark.fault(30)
+def test_somebody_else_s_task_takes_no_vote(db):
+    """Nor does one of a person who is not known; what was counted before stays."""
+    task = offered(db, 0, Plan())
+    judge(db, 0, task, ranks=[0, 1, 2])
+    for who in (1, 99):
+        with pytest.raises(Refused, match="no such task"):
+            judge(db, who, task, id=f"{who:032d}", ranks=[2, 1, 0])
+    assert db.execute("SELECT count(*) FROM events").fetchone()[0] == 1
+    assert progress(db, 0, Plan()).done == 1
+
+
+@pytest.mark.fault(30)
+def test_an_item_that_is_no_longer_in_the_file_stays_with_its_labels(db):
+    task = offered(db, 0, Plan())
+    judge(db, 0, task)
+    add_items(db, [Item("p3", ("a", "b", "c"))])  # the file of a later start
+    assert db.execute("SELECT count(*) FROM items").fetchone()[0] == 20
+    assert progress(db, 0, Plan()).done == 1
+
+
+@pytest.mark.fault(30)
+def test_unsure_is_a_skip_and_no_vote(db):
+    task = offered(db, 0, Plan())
+    judge(db, 0, task, kind="skip")
+    assert overview(db, Plan())["skips"] == {"unsure": 1}
+    votes = db.execute("SELECT count(*) FROM events WHERE kind = 'vote'")
+    assert votes.fetchone()[0] == 0
+
+
 @pytest.mark.parametrize(
     "changes",
     [

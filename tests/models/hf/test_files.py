@@ -129,6 +129,32 @@ def test_unreadable_index(tmp_path, text, message):
 
 
 @pytest.mark.fault(25)
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_link_out_of_the_folder_shows_nothing_of_what_is_no_safetensors(
+    tmp_path, shards
+):
+    """The hub's cache is made of links, so they are followed; the file is checked."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("password: " + "x" * 90)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    name = A if shards else "model.safetensors"
+    if shards:
+        index = {"weight_map": {"x": A}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for target, message in (
+        (secret, r"100 bytes, too few for a header"),
+        ("/dev/zero", "no such file|neither model"),  # it would never end
+        (tmp_path / "nowhere", "no such file|neither model"),
+    ):
+        (folder / name).symlink_to(target)
+        with refused(message) as error:
+            open_tensors(folder)
+        assert "password" not in str(error.value)
+        (folder / name).unlink()
+
+
+@pytest.mark.fault(25)
 def test_one_broken_shard_loads_nothing(tmp_path):
     write_shards(tmp_path, {A: {"x": ONE}, B: {"y": ONE}})
     with open(tmp_path / B, "r+b") as file:

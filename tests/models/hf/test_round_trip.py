@@ -29,6 +29,7 @@ from rlhf_jax.rewards import sequence_scores
 from rlhf_jax.rewards.learned import normalize_scores
 
 torch = pytest.importorskip("torch", reason="the oracle of these tests")
+pytestmark = pytest.mark.fault(27)
 
 TOKENS = np.random.default_rng(2).integers(3, 97, 20)
 TIED_OR_NOT = [
@@ -105,7 +106,6 @@ def plain():
     return random_params(CausalLM(PLAIN))
 
 
-@pytest.mark.fault(27)
 @of_cases([*DEFAULTS, *TIED_OR_NOT])
 def test_saving_and_loading_changes_no_bit(case, tmp_path):
     model = torch_model(case)
@@ -124,7 +124,6 @@ def test_saving_and_loading_changes_no_bit(case, tmp_path):
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.fault(27)
 @of_cases(DEFAULTS)
 def test_bfloat16_is_kept(case, tmp_path):
     torch_model(case).to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
@@ -143,7 +142,6 @@ def test_bfloat16_is_kept(case, tmp_path):
     )
 
 
-@pytest.mark.fault(27)
 @of_family("llama", "mixtral")
 def test_several_files_are_one_checkpoint(case, tmp_path):
     model = torch_model(case)
@@ -222,7 +220,6 @@ def test_a_normalised_reward_model_of_our_own_is_a_llama(tmp_path):
     np.testing.assert_allclose(ours - offset, theirs, atol=1e-4, rtol=0)
 
 
-@pytest.mark.fault(27)
 @pytest.mark.parametrize(
     "options",
     [
@@ -269,7 +266,6 @@ def test_a_network_that_is_no_llama_is_refused(options, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.fault(19)
 @pytest.mark.parametrize(
     ("eos", "pad", "expected"),
     [
