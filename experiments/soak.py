@@ -1,4 +1,4 @@
-"""PPO for a long time: memory, seconds an iteration and compilations stay as they are.
+"""PPO for a long time: memory, CPU time an iteration and compilations stay as they are.
 
   python -m experiments.soak --minutes 30
 
@@ -22,7 +22,6 @@ from experiments import cli, policy, quickstart
 from rlhf_jax.errors import UserError
 from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.terminal import print_table
-from rlhf_jax.tracking import read_metrics
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # what jax calls the event
 SAVE_EVERY = 50
@@ -68,11 +67,13 @@ def main(config: Config) -> dict[str, float]:
     jax.monitoring.register_event_duration_secs_listener(note)
     stages = run_dir / "stages"
     quickstart.main(quickstart.Config(stages, scale=0.02, devices=1, until="reward"))
-    began, memory = time.time(), []
+    began, seen = time.time(), []
+    timings = run_dir / "ppo/timings.jsonl"
 
     def watch() -> None:
         while time.time() < began + 60 * config.minutes:
-            memory.append((time.time(), resident()))
+            made = timings.read_bytes().count(b"\n") if timings.exists() else 0
+            seen.append((time.time(), resident(), time.process_time(), made))
             time.sleep(WATCH_S)
         os.kill(os.getpid(), signal.SIGTERM)  # PPO saves and stops
 
@@ -92,31 +93,26 @@ def main(config: Config) -> dict[str, float]:
         policy.main(endless)
     except SystemExit as stopped:
         print(f"stopped with exit code {stopped.code}")
-    timings = read_metrics(run_dir / "ppo/timings.jsonl")
-    ended = np.array([row["unix_s"] for row in timings])
-    watched = np.array(memory), ended, np.array(compiled)
+    watched = np.array(seen), np.array(compiled)
     draw(run_dir / "soak.png", began, config.minutes, *watched)
     return summary(began, config, *watched)
 
 
-def summary(
-    began: float, config: Config, memory: Any, ended: Any, compiled: Any
-) -> dict[str, float]:
+def summary(began: float, config: Config, seen: Any, compiled: Any) -> dict[str, float]:
     """Prints what changed after the warm-up."""
     after = began + 60 * config.warmup
-    resided = memory[memory[:, 0] > after, 1]
-    step_ms = np.diff(ended)[ended[1:] > after] * 1e3
-    part, minute = len(step_ms) // 4, round(60 / WATCH_S)
+    part, minute = seen[seen[:, 0] > after], round(60 / WATCH_S)
+    resided, quarter = part[:, 1], len(part) // 4
     found = {
-        "iterations": len(ended),
-        "checkpoints": len(ended) // SAVE_EVERY,
+        "iterations": seen[-1, 3],
+        "checkpoints": seen[-1, 3] // SAVE_EVERY,
         "resident memory, MB, median": np.median(resided),
         "the same, least, % of the median": 100 * min(resided) / np.median(resided),
         "the same, most, % of the median": 100 * max(resided) / np.median(resided),
         "the same, MB, first minute": resided[:minute].mean(),
         "the same, MB, last minute": resided[-minute:].mean(),
-        "ms an iteration, first quarter, median": np.median(step_ms[:part]),
-        "ms an iteration, last quarter, median": np.median(step_ms[-part:]),
+        "CPU ms an iteration, first quarter": cpu_ms(part[: quarter + 1]),
+        "CPU ms an iteration, last quarter": cpu_ms(part[-quarter - 1 :]),
         "compilations": sum(compiled > began),
         f"compilations after {config.warmup:g} minutes": sum(compiled > after),
     }
@@ -125,26 +121,32 @@ def summary(
     return found
 
 
-def draw(
-    path: Path, began: float, minutes: float, memory: Any, ended: Any, compiled: Any
-) -> None:
-    """Memory and seconds an iteration over time, and when something was compiled."""
+def cpu_ms(seen: Any) -> float:
+    """CPU time an iteration of all cores: what else the machine does changes little."""
+    return 1e3 * (seen[-1, 2] - seen[0, 2]) / (seen[-1, 3] - seen[0, 3])
+
+
+def draw(path: Path, began: float, minutes: float, seen: Any, compiled: Any) -> None:
+    """Memory and CPU time an iteration over time, and when something was compiled."""
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
     figure, (above, below) = plt.subplots(2, sharex=True, figsize=(7, 4.5))
-    middle = np.median(memory[len(memory) // 2 :, 1])
+    middle, when = np.median(seen[len(seen) // 2 :, 1]), (seen[:, 0] - began) / 60
     above.axhspan(0.98 * middle, 1.02 * middle, color="tab:green", alpha=0.2)
-    above.plot((memory[:, 0] - began) / 60, memory[:, 1])
+    above.plot(when, seen[:, 1])
     above.set_ylabel("resident memory, MB")
     above.set_title("green: ± 2 %; grey lines: compilations", fontsize=10)
-    below.plot((ended[1:] - began) / 60, np.diff(ended) * 1e3, ",", alpha=0.4)
-    below.set_ylabel("ms an iteration")
+    first = int(np.argmax(seen[:, 3] > 0))
+    parts = np.array_split(np.arange(first, len(seen)), max(1, 2 * round(minutes)))
+    parts = [p for p in parts if len(p) > 1 and np.ptp(seen[p, 3])]
+    below.plot([when[p].mean() for p in parts], [cpu_ms(seen[p]) for p in parts])
+    below.set_ylabel("CPU ms an iteration")
     below.set_xlabel("minutes of PPO")
-    below.set_ylim(0, 3 * np.median(np.diff(ended)) * 1e3)
+    below.set_ylim(0)
     for axes in (above, below):
-        for when in compiled[compiled > began]:
-            axes.axvline((when - began) / 60, color="grey", lw=0.5)
+        for instant in compiled[compiled > began]:
+            axes.axvline((instant - began) / 60, color="grey", lw=0.5)
         axes.set_xlim(0, minutes)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

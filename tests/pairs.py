@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import socket
 import subprocess
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+JOINS = r"INFO:(\S+ \S+),\d+:jax\._src\.distributed:\d+: Connecting"
 
 
 def free_address() -> str:
@@ -23,7 +25,6 @@ class Pair:
 
     folder: Path
     running: list[subprocess.Popen]
-    began: float
 
     def pid(self, process: int) -> int:
         return self.running[process].pid
@@ -43,9 +44,11 @@ class Pair:
     def last(self, process: int) -> str:
         return self.error(process).splitlines()[-1]
 
-    def said_after(self, process: int) -> float:
-        """Seconds from the start to the last line of its errors."""
-        return (self.folder / f"{process}.err").stat().st_mtime - self.began
+    def seconds_together(self, process: int) -> float:
+        """From when both had started up to the last line of its errors."""
+        times = (re.findall(JOINS, self.error(i))[0] for i in range(2))
+        began = max(time.mktime(time.strptime(t, "%Y-%m-%d %H:%M:%S")) for t in times)
+        return (self.folder / f"{process}.err").stat().st_mtime - began
 
     def send(self, process: int, number: int) -> None:
         os.kill(self.pid(process), number)
@@ -77,11 +80,12 @@ def start_pair(
         "PYTHONPATH": f"{TESTS / 'experiments'}:{TESTS.parent}",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles faster
+        "JAX_LOGGING_LEVEL": "INFO",  # says when it joins the other
         "RLHF_COORDINATOR": free_address(),
         "RLHF_PROCESSES": "2",
         "RLHF_HEARTBEAT": str(heartbeat_s),
     }
-    running, began = [], time.time()
+    running = []
     for i, command in enumerate(commands):
         environment = os.environ | own | {"RLHF_PROCESS": str(i)}
         with (folder / f"{i}.out").open("w") as out:
@@ -89,7 +93,7 @@ def start_pair(
                 text = list(map(str, command))
                 given = {"env": environment, "stdout": out, "stderr": err}
                 running.append(subprocess.Popen(text, cwd=inside[i], **given))
-    return Pair(folder, running, began)
+    return Pair(folder, running)
 
 
 def wait_until(true: Callable[[], bool], pair: Pair, seconds: float = 150) -> None:

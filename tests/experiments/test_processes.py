@@ -73,18 +73,14 @@ def ran(toys, tmp_path_factory):
     root = tmp_path_factory.mktemp("processes")
     options = {"epochs": UPDATES // 2, "devices": 4, "save_every": 10}
     config = lambda name: toys.sft(root / name, **options)
-    own = config("data")
-    data = dataclasses.replace(own.data, path="demonstrations.jsonl", eval_path=None)
-    disks = write_rows(root / "a", "abcdefghij"), write_rows(root / "b", "abcdeghijk")
     pairs, seconds = {}, {}
     try:
         pairs["hit"] = hit = pair_of(root / "p0", config("hit"))
-        asked = "--seed=1", "--optim.learning-rate=0.5"
-        pairs["options"] = pair_of(root / "p1", config("options"), *asked)
-        pairs["two"] = pair_of(root / "p2", config("two"))
+        pairs["two"] = pair_of(root / "p1", config("two"))
         for name, process, number, at in (
             ("killed", 1, signal.SIGKILL, 15),
             ("stopped", 0, signal.SIGSTOP, 35),
+            ("asked", 1, signal.SIGTERM, 45),
         ):
             folder = root / f"{name}"
             pairs[name] = hit
@@ -93,14 +89,14 @@ def ran(toys, tmp_path_factory):
             since = time.monotonic()
             hit.wait(1 - process)
             seconds[name] = time.monotonic() - since
+            if name == "asked":
+                hit.wait(process)
             hit.kill()
             again = command(config("hit"), "--resume")
             hit = start_pair(folder, [again] * 2, heartbeat_s=HEARTBEAT_S, devices=2)
             pairs["resumed"] = hit
-        own = dataclasses.replace(own, data=data)
-        pairs["data"] = pair_of(root / "p3", own, inside=disks)
         sft.main(config("one"))
-        for name in ("options", "data", "two", "resumed"):
+        for name in ("two", "resumed"):
             for process in range(2):
                 pairs[name].wait(process)
     finally:
@@ -142,6 +138,17 @@ def test_the_other_ends_and_names_it(ran, name, process):
     assert (ran.hit / f"stacks.{1 - process}.txt").stat().st_size > 0
 
 
+@pytest.mark.fault(4)
+def test_one_is_asked_to_stop_and_both_do(ran):
+    """At the same step, which is saved."""
+    pair = ran.pairs["asked"]
+    assert pair.codes() == [75, 75]
+    assert ran.seconds["asked"] < 10
+    said = "stopped by SIGTERM, saved at "
+    places = [pair.error(p).partition(said)[2].split("/")[0] for p in range(2)]
+    assert places[0] == places[1] and 45 < int(places[0]) < UPDATES
+
+
 @pytest.mark.fault(28)
 def test_both_resumed_go_on_as_if_nothing_had_been(ran):
     assert ran.pairs["resumed"].codes() == [0, 0]
@@ -149,12 +156,33 @@ def test_both_resumed_go_on_as_if_nothing_had_been(ran):
     assert read(ran.hit) == read(ran.two)
 
 
+@pytest.fixture(scope="module")
+def differing(toys, tmp_path_factory):
+    """Two processes of other options, and two with other files of the same name."""
+    root = tmp_path_factory.mktemp("differing")
+    config = lambda name: toys.sft(root / name, devices=4)
+    own = config("data")
+    data = dataclasses.replace(own.data, path="demonstrations.jsonl", eval_path=None)
+    own = dataclasses.replace(own, data=data)
+    disks = write_rows(root / "a", "abcdefghij"), write_rows(root / "b", "abcdeghijk")
+    asked = "--seed=1", "--optim.learning-rate=0.5"
+    pairs = {}
+    try:
+        pairs["options"] = pair_of(root / "p0", config("options"), *asked)
+        pairs["data"] = pair_of(root / "p1", own, inside=disks)
+        for pair in pairs.values():
+            assert [pair.wait(process) for process in range(2)] == [2, 2]
+    finally:
+        for pair in pairs.values():
+            pair.kill()
+    return pairs
+
+
 @pytest.mark.fault(29)
-def test_other_options_are_named_before_anything_is_computed(ran):
-    pair = ran.pairs["options"]
-    assert pair.codes() == [2, 2]
+def test_other_options_are_named_before_anything_is_computed(differing):
+    pair = differing["options"]
     for process in range(2):
-        assert pair.said_after(process) < 60
+        assert pair.seconds_together(process) < 60
         line = pair.last(process)
         assert "seed: process 0 has 0, process 1 has 1" in line
         assert "optim.learning_rate: process 0 has 0.003, process 1 has 0.5" in line
@@ -162,11 +190,10 @@ def test_other_options_are_named_before_anything_is_computed(ran):
 
 
 @pytest.mark.fault(29)
-def test_other_data_are_named(ran):
-    pair = ran.pairs["data"]
-    assert pair.codes() == [2, 2]
+def test_other_data_are_named(differing):
+    pair = differing["data"]
     for process in range(2):
-        assert pair.said_after(process) < 60
+        assert pair.seconds_together(process) < 60
         assert "differ in data: process 0 has " in pair.last(process)
 
 
