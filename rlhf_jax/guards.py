@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.parallel import gathered
 from rlhf_jax.processes import is_first
 from rlhf_jax.types import Array, Metrics
 
@@ -186,14 +187,14 @@ class Guard:
 
     def _rows(self, rows: Any) -> dict[str, list]:
         # In their order, each once: a prompt may have several completions.
-        numbers = list(dict.fromkeys(np.ravel(jax.device_get(rows)).tolist()))
+        numbers = list(dict.fromkeys(np.ravel(gathered(rows)).tolist()))
         if self._name_rows is None:
             return {"rows": numbers}
         return {"rows": numbers, "origins": self._name_rows(numbers)}
 
     def _wrong_scores(self, rows: Any, scores: Any) -> list[dict[str, Any]]:
-        values = np.ravel(jax.device_get(scores))
-        numbers = np.ravel(jax.device_get(rows))
+        values = np.ravel(gathered(scores))
+        numbers = np.ravel(gathered(rows))
         if numbers.size == 0 or values.size % numbers.size:
             return []
         numbers = np.repeat(numbers, values.size // numbers.size)

@@ -115,7 +115,7 @@ def unshard(batch: Any) -> Any:
     Of several processes each gets the whole as NumPy arrays.
     """
     if processes.count() > 1:
-        batch = jax.tree.map(_gathered, batch)
+        batch = jax.tree.map(gathered, batch)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
@@ -140,21 +140,14 @@ def on_one_device(tree: Any) -> Any:
     return jax.tree.map(own, tree)
 
 
-def in_any_process(here: bool) -> bool:
-    """Whether something is so in one of the processes, such as a wish to stop.
+def gathered(x: Any) -> np.ndarray:
+    """An array on the host, whole; of several processes all of them ask for it.
 
-    No reference. They all ask at the same place, such as after a step, and all get the
-    same answer.
+    No reference.
 
-    >>> in_any_process(True)
-    True
+    >>> gathered(jnp.ones(2))
+    array([1., 1.], dtype=float32)
     """
-    if processes.count() == 1:
-        return here
-    return bool(multihost_utils.process_allgather(np.asarray(here)).any())
-
-
-def _gathered(x: Any) -> Any:
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
