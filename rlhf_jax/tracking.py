@@ -174,7 +174,7 @@ class MetricsLogger:
           timings: what the clock says; a Unix time ``unix_s`` is added.
 
         Raises:
-          RunError: a value that is no number.
+          RunError: a value that is no number, or no room on the disk.
         """
         metrics_line = _encode(step, metrics)
         clock = {"unix_s": time.time(), **(timings or {})}
@@ -183,8 +183,14 @@ class MetricsLogger:
             (self._metrics, metrics_line),
             (self._timings, timings_line),
         ):
-            file.write(line)
-            file.flush()
+            try:
+                file.write(line)
+                file.flush()
+            except OSError as error:
+                raise RunError(
+                    f"{file.name}: step {step} cannot be written ({error.strerror}): "
+                    "make room, and resume from the last checkpoint"
+                ) from error
         values = {k: float(v) for k, v in metrics.items()}
         values |= {f"time/{k}": float(v) for k, v in (timings or {}).items()}
         if self._board is not None:

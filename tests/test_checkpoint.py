@@ -97,6 +97,7 @@ def test_restores_onto_the_shardings_of_like(tmp_path):
     np.testing.assert_array_equal(back["w"], np.arange(8.0))
 
 
+@pytest.mark.fault(12)
 def test_mismatches_are_all_listed(saved):
     like = make_state()
     params = {
@@ -118,6 +119,7 @@ def test_mismatches_are_all_listed(saved):
     ]
 
 
+@pytest.mark.fault(12)
 def test_another_key_type_is_a_mismatch(tmp_path):
     save(tmp_path, 1, {"key": jax.random.key(0)}, host_state={}, keep=1)
     with pytest.raises(

@@ -80,6 +80,7 @@ def test_resume_where_nothing_is_starts(tmp_path):
     assert (run / "config.json").exists()
 
 
+@pytest.mark.fault(11)
 def test_resume_with_another_configuration_names_each_field(tmp_path):
     with_results(tmp_path / "r", Config())
     other = Config(reference="gpt2", layers=(1, 3), ppo=Ppo(lr=1e-5))
@@ -102,6 +103,7 @@ def test_resume_names_fields_that_came_and_went(tmp_path):
         create_run_dir(run, Config(), resume=True)
 
 
+@pytest.mark.fault(10)
 def test_file_in_the_way(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -109,6 +111,7 @@ def test_file_in_the_way(tmp_path):
             create_run_dir(path, Config(), resume=False)
 
 
+@pytest.mark.fault(10)
 def test_read_only_directory(tmp_path, monkeypatch):
     def refuse(**_):
         raise OSError(30, "Read-only file system")
@@ -125,6 +128,7 @@ def test_value_without_a_json_form(tmp_path, value):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("operation", ["write_text", "replace"])
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch, operation):
     path = tmp_path / "a.json"

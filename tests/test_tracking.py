@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 import types
 
@@ -180,3 +181,30 @@ def test_tensorboard_writes_event_files(tmp_path):
 def test_empty_project_is_refused():
     with pytest.raises(ValueError, match="wandb_project"):
         TrackingConfig(wandb_project="")
+
+
+@pytest.mark.fault(8)
+def test_a_limit_on_the_size_of_files(tmp_path):
+    """The line that does not fit is named; a resumed run goes on before it."""
+    code = f"""
+import resource
+from rlhf_jax.rundir import RunError
+from rlhf_jax.tracking import MetricsLogger, TrackingConfig
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+logger = MetricsLogger({str(tmp_path)!r}, TrackingConfig(), restored_step=None)
+try:
+    for step in range(1, 100):
+        logger.log(step, {{"loss": 0.5}})
+except RunError as error:
+    print(error)
+import os
+os._exit(0)  # as the file cannot be closed, either
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "cannot be written (File too large)" in run.stdout, run.stderr
+    before = read_metrics(tmp_path / "metrics.jsonl")
+    assert 1 < len(before) < 99
+    with MetricsLogger(tmp_path, TrackingConfig(), restored_step=2) as logger:
+        logger.log(3, {"loss": 0.25})
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3]

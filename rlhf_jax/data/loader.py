@@ -30,7 +30,7 @@ class Loader(Generic[Batch]):
 
     @property
     def rows(self) -> np.ndarray:
-        """[batch_size] int64: where in ``examples`` the rows of the last batch are.
+        """[B] int64: where in ``examples`` the rows of the last batch are.
 
         Empty before the first batch, and after ``set_state`` before the next one.
         """

@@ -111,6 +111,7 @@ def test_unknown_preset(toys, tmp_path, capsys):
     assert "--preset openai" in message and "toy, other" in message
 
 
+@pytest.mark.fault(10)
 def test_run_directory(toys, tmp_path, capsys, compilations):
     (tmp_path / "file").write_text("")
     message = _error(sft, toys.sft(tmp_path / "file" / "run"), capsys)

@@ -215,6 +215,7 @@ def test_options_that_make_no_sense(tmp_path):
         write(tmp_path / "out", W, max_shard_size="5 apples")
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("big", ["tensor", "file", "extra"])
 def test_disk_full(tmp_path, big):
     """A limit on the size of files stands for the disk's end."""
