@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -41,13 +42,19 @@ def take_lock(directory: str | Path) -> None:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         owner = os.read(file, 1000).decode(errors="replace").strip()
         os.close(file)
         raise LockedError(
             f"--run-dir {directory}: another process has it, {owner or 'unnamed'}: "
             "wait for it or stop it, or choose another directory"
         ) from error
+    except OSError as error:  # some network disks have no locks
+        print(
+            f"warning: {path}: cannot be locked ({error.strerror}): see that no other "
+            "process has this directory",
+            file=sys.stderr,
+        )
     owner = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
