@@ -33,6 +33,7 @@ def main(run_dir: Path, how: str) -> None:
         assert float(state) == 4 * (i + 1)
         step_made(i + 1)
         if i == 5:
+            time.sleep(3)  # several beats, so that the others know of a step
             (run_dir / f"{processes.index()}.ready").touch()
         if i == 10 and how == "mend" and processes.index() == 1:
             raise UserError("the number of this process")
