@@ -22,9 +22,9 @@ import jax
 from experiments import cli
 from experiments.aside import finish_run
 from experiments.inputs import DataConfig, Prompts, read_prompts
-from experiments.logs import ShowRollout, run_log, show_plan
+from experiments.logs import ShowRollout, show_plan
 from experiments.networks import fit_to_policy
-from experiments.resuming import resume_state, saving, start_run
+from experiments.resuming import resume_state, running, start_run
 from experiments.rollouts import gold_score, make_sampler
 from experiments.runs import (
     RunConfig,
@@ -145,9 +145,9 @@ def main(config: Config) -> dict[str, float]:
         print(f"{run_dir}: nothing to do ({total}/{total} updates)")
         return report_student(run_dir, before, evaluate(state))
     shown: Any = {"loss": "distillation/loss", "KL": "distillation/kl"}
-    with (
-        run_log("Distillation", config, total, loader, restored, **shown) as log,
-        saving(config, total, loader) as saves,
+    with running("Distillation", config, total, loader, restored, **shown) as (
+        log,
+        saves,
     ):
         show_rollout.on = log.show
         for step in range(start + 1, total + 1):

@@ -21,10 +21,10 @@ import numpy as np
 from experiments import cli
 from experiments.aside import finish_run
 from experiments.choices import check_unpacked, make_choices
-from experiments.logs import ShowRollout, run_log, show_plan
+from experiments.logs import ShowRollout, show_plan
 from experiments.networks import make_networks
 from experiments.online import OnlineConfig, read
-from experiments.resuming import resume_state, saving, start_run
+from experiments.resuming import resume_state, running, start_run
 from experiments.rollouts import gold_score, make_scorer
 from experiments.runs import (
     check_batches,
@@ -149,10 +149,7 @@ def main(config: Config) -> dict[str, float]:
         print(f"{run_dir}: nothing to do ({total}/{total} rounds)")
         return report_samples(run_dir, before, evaluate(state))
     shown: dict[str, Any] = {"reward": "objective/score", "KL": "objective/kl"}
-    with (
-        run_log("rounds", config, total, loader, restored, **shown) as log,
-        saving(config, total, loader) as saves,
-    ):
+    with running("rounds", config, total, loader, restored, **shown) as (log, saves):
         show_rollout.on = log.show
         for step in range(start + 1, total + 1):
             key = jax.random.fold_in(run_key, step)

@@ -21,10 +21,10 @@ import jax
 from experiments import cli
 from experiments.aside import finish_run
 from experiments.choices import check_unpacked, make_choices
-from experiments.logs import ShowRollout, run_log, show_plan
+from experiments.logs import ShowRollout, show_plan
 from experiments.networks import Networks, make_networks
 from experiments.online import OnlineConfig, read
-from experiments.resuming import resume_state, saving, start_run
+from experiments.resuming import resume_state, running, start_run
 from experiments.rollouts import Sampled, gold_score, make_scorer
 from experiments.runs import (
     check_batches,
@@ -130,19 +130,15 @@ def main(config: Config) -> dict[str, float]:
         print(f"{run_dir}: nothing to do ({total}/{total} iterations)")
         return report_samples(run_dir, before, evaluate(state))
     shown: dict[str, Any] = {"reward": "objective/score", "KL": "objective/kl"}
-    with (
-        run_log("online", config, total, loader, restored, **shown) as log,
-        saving(config, total, loader) as saves,
-    ):
+    with running("online", config, total, loader, restored, **shown) as (log, saves):
         show_rollout.on = log.show
         for step in range(start + 1, total + 1):
             key = jax.random.fold_in(run_key, step)
             sampled = pairs_of(state, next(loader), key)
             state, improved = update(state, sampled.experience, frozen)
             tokens = sampled.metrics.sums["rollout/response_length"]
-            log.add(
-                step, sampled.metrics + improved, tokens=tokens, scores=sampled.scores
-            )
+            found = sampled.metrics + improved
+            log.add(step, found, tokens=tokens, scores=sampled.scores)
             log.also(gold_score(gold, tokenizer, sampled.rollout))
             log.flush()  # an iteration is long: its numbers are not kept waiting
             if saves.due(step):

@@ -21,10 +21,10 @@ import jax
 from experiments import cli
 from experiments.aside import finish_run
 from experiments.dynamic_sampling import make_draws
-from experiments.logs import ShowRollout, run_log, show_plan
+from experiments.logs import ShowRollout, show_plan
 from experiments.networks import choose_critic, make_networks
 from experiments.online import OnlineConfig, read, read_demonstrations
-from experiments.resuming import resume_state, saving, start_run
+from experiments.resuming import resume_state, running, start_run
 from experiments.rollouts import (
     gold_score,
     make_compare,
@@ -169,10 +169,7 @@ def main(config: Config) -> dict[str, float]:
     watched: dict[str, Any] = {"reward": "objective/score"}
     if beta:
         watched["KL"] = "objective/kl"
-    with (
-        run_log("Policy", config, total, loader, start, **watched) as log,
-        saving(config, total, loader) as saves,
-    ):
+    with running("Policy", config, total, loader, start, **watched) as (log, saves):
         show.on = log.show
         for step in range((start or 0) + 1, total + 1):
             waiting.append(drawn(state.params, keys(step + config.lag)[0]))

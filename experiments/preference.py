@@ -32,8 +32,8 @@ from experiments.evaluation import (
 )
 from experiments.inputs import DataConfig
 from experiments.judgements import JUDGEMENTS, Judgement, read_judgements
-from experiments.logs import due, run_log, show_plan
-from experiments.resuming import resume_state, saving, start_run
+from experiments.logs import due, show_plan
+from experiments.resuming import resume_state, running, start_run
 from experiments.runs import (
     RunConfig,
     check_micro_batches,
@@ -167,9 +167,9 @@ def main(config: Config) -> dict[str, float]:
         print(f"{run_dir}: nothing to do ({total}/{total} updates)")
         return report_accuracy(title, run_dir, evaluate())
     every, loss = config.log_every, "preference/loss"
-    with (
-        run_log("Preference", config, total, loader, restored, every, loss=loss) as log,
-        saving(config, total, loader) as saves,
+    with running("Preference", config, total, loader, restored, every, loss=loss) as (
+        log,
+        saves,
     ):
         for step in range(start + 1, total + 1):
             state, metrics = train_step(state, shard(next(loader), devices), *others)

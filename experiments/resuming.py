@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.logs import due
-from experiments.runs import ResumeConfig
+from experiments.logs import RunLog, due, run_log
+from experiments.runs import ResumeConfig, RunConfig
 from rlhf_jax import checkpoint, processes
 from rlhf_jax.data import Loader
 from rlhf_jax.errors import UserError
@@ -192,3 +192,21 @@ def saving(config: ResumeConfig, total: int, loader: Loader) -> Iterator[Saves]:
             yield saves
         finally:
             saves.wait()
+
+
+@contextmanager
+def running(
+    name: str,
+    config: RunConfig,
+    total: int,
+    loader: Loader,
+    restored: int | None,
+    every: int = 1,
+    **shown: str,
+) -> Iterator[tuple[RunLog, Saves]]:
+    """A stage's loop: its log and its saves, see `run_log` and `saving`."""
+    with (
+        run_log(name, config, total, loader, restored, every, **shown) as log,
+        saving(config, total, loader) as saves,
+    ):
+        yield log, saves

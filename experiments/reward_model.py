@@ -27,9 +27,9 @@ from experiments.aside import finish_run
 from experiments.evaluation import eval_names, held_out_metrics, report_accuracy
 from experiments.inputs import DataConfig
 from experiments.judgements import JUDGEMENTS, Kind, read_judgements
-from experiments.logs import due, run_log, show_plan
+from experiments.logs import due, show_plan
 from experiments.networks import normalize_reward, reward_params
-from experiments.resuming import resume_state, saving, start_run
+from experiments.resuming import resume_state, running, start_run
 from experiments.runs import (
     RunConfig,
     check_micro_batches,
@@ -162,9 +162,9 @@ def main(config: Config) -> dict[str, float]:
         print(f"{run_dir}: nothing to do ({total}/{total} updates)")
         return report_accuracy(title, run_dir, evaluate())
     every, loss = config.log_every, "reward/loss"
-    with (
-        run_log("Reward", config, total, loader, restored, every, loss=loss) as log,
-        saving(config, total, loader) as saves,
+    with running("Reward", config, total, loader, restored, every, loss=loss) as (
+        log,
+        saves,
     ):
         for step in range(start + 1, total + 1):
             state, metrics = train_step(state, shard(next(loader), devices), held)

@@ -26,8 +26,8 @@ from experiments.aside import finish_run
 from experiments.beginning import read
 from experiments.evaluation import eval_names, held_out_metrics
 from experiments.inputs import DEMONSTRATIONS, DataConfig, tokenize_imitation
-from experiments.logs import due, run_log, show_plan
-from experiments.resuming import resume_state, saving, start_run
+from experiments.logs import due, show_plan
+from experiments.resuming import resume_state, running, start_run
 from experiments.runs import (
     RunConfig,
     check_micro_batches,
@@ -151,9 +151,9 @@ def main(config: Config) -> dict[str, float]:
             print(f"{run_dir}: nothing to do ({start}/{total} updates)")
             return found
     every = config.log_every
-    with (
-        run_log("SFT", config, total, loader, restored, every, loss="sft/loss") as log,
-        saving(config, total, loader) as saves,
+    with running("SFT", config, total, loader, restored, every, loss="sft/loss") as (
+        log,
+        saves,
     ):
         for step in range(start + 1, total + 1):
             state, metrics = train_step(state, shard(next(loader), devices), frozen)

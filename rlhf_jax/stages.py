@@ -178,10 +178,7 @@ def load_stage(
             f"{option} {path}: holds a {saved['kind']} model, expected a {kind} "
             "model; give the run directory of that stage"
         )
-    params = checkpoint.restore_params(path / CHECKPOINTS, saved["params_path"])
-    step = checkpoint.latest_step(path / CHECKPOINTS)
-    assert step is not None  # it was just read
-    digest = checkpoint.read_manifest(path / CHECKPOINTS, step).digest
+    params, digest = _read_params(path / CHECKPOINTS, saved["params_path"])
     params.pop("value_head", None)  # a critic on the policy's trunk is not the policy
     tokenizer = load_tokenizer(path / TOKENIZER)
     stage = Stage(
@@ -210,6 +207,14 @@ def load_stage(
     return dataclasses.replace(
         stage, params=whole, adapters=params, lora=LoraConfig(**config)
     )
+
+
+def _read_params(directory: Path, params_path: str) -> tuple[Params, str | None]:
+    """Parameters of the latest checkpoint, and its digest."""
+    step = checkpoint.latest_step(directory)
+    params = checkpoint.restore_params(directory, params_path, step=step)
+    digest = None if step is None else checkpoint.read_manifest(directory, step).digest
+    return params, digest
 
 
 def load_policy(path: Path, pretrained: PretrainedConfig = FLOAT32) -> Stage:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ def test_the_lock_goes_with_a_killed_process(tmp_path, holder):
     holder.wait()
     take_lock(tmp_path)
     take_lock(tmp_path)  # it is this process's own
+    assert f'"pid": {os.getpid()}' in (tmp_path / ".lock").read_text()
 
 
 def test_a_disk_without_locks_is_said(tmp_path, monkeypatch, capsys):
