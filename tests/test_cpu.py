@@ -15,8 +15,8 @@ if sys.argv[1] == "prepared":
 """
 FAULTS = """
 import jax, jax.numpy as jnp
-x = jnp.ones((3000, 3000))  # 36 MB
-f = jax.jit(lambda x: (x @ x) @ x[:, :8])  # x·x lies in memory of its own
+x = jnp.ones((3000, 64))
+f = jax.jit(lambda x: (x @ x.T) @ x)  # x·xᵀ, 36 MB, lies in memory of its own
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 counts = [faults()]
 # More calls than the heap needs to grow: on a busy machine the memory of a call may
