@@ -15,11 +15,9 @@ def sent(program: Program, devices: int) -> dict[str, float]:
     """Bytes that one device sends in a run, by kind of collective."""
     found: dict[str, float] = collections.defaultdict(float)
     for name, times in program.runs():
-        scope = program.computations[name]
-        for instruction in scope.values():
-            if instruction.collective:
-                moved = _sent(scope, instruction, devices)
-                found[instruction.collective] += times * moved
+        for scope, instruction in program.collectives(name):
+            moved = _sent(scope, instruction, devices)
+            found[instruction.collective] += times * moved
     return dict(found)
 
 

@@ -10,7 +10,7 @@ compiler's, but for loops, which it counts once, and `tpu.cost` as often as they
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from jax.experimental import topologies
 
@@ -21,18 +21,19 @@ from rlhf_jax.terminal import print_table
 from tpu.cost import flops, products
 from tpu.decode import MODEL as DECODED
 from tpu.hlo import Program, parse
+from tpu.phases import Algorithm
 from tpu.traffic import traffic
-from tpu.updates import COMPILES
+from tpu.updates import compile_update
 
 MODEL = dataclasses.replace(DECODED, param_dtype="float32", max_length=2_048)
-UPDATES = ("sft", "dpo", "ppo")
+UPDATES: tuple[Algorithm, ...] = ("sft", "dpo", "ppo")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Updates of 2 rows of 2,048 tokens, bfloat16 with float32 masters."""
 
-    updates: tuple[Literal["sft", "dpo", "ppo"], ...] = UPDATES
+    updates: tuple[Algorithm, ...] = UPDATES
     """Which; one takes minutes to compile."""
     rows: int = 2
     """Rows, both sides of a pair counted."""
@@ -80,7 +81,7 @@ class Count(NamedTuple):
     moved: dict[str, float]  # bytes by cause
 
 
-def count(update: str, rows: int) -> Count:
+def count(update: Algorithm, rows: int) -> Count:
     """Compiles and counts.
 
     Raises:
@@ -89,7 +90,7 @@ def count(update: str, rows: int) -> Count:
     topology = topologies.get_topology_desc(
         platform="tpu", topology_name="v5p:1x1x1", chips_per_host_bounds=(1, 1, 1)
     )
-    compiled = COMPILES[update](MODEL, topology.devices, rows)
+    compiled = compile_update(update, MODEL, topology.devices, rows)
     program, counted = parse(compiled.as_text()), compiled.cost_analysis()
     found = logits_arrays(program, MODEL, rows)
     if found:

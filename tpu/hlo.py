@@ -28,7 +28,8 @@ CAUSES: tuple[tuple[str, str], ...] = (
     ("optimiser", r"/optimizer(/|$)"),
     ("copies and zeros, no name", r"^(jit\([^)]*\)(/while/body/closed_call)?)?$"),
 )
-ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\]")
+ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\](\{[^}]*\})?")
+ON_CHIP = re.compile(r"S\([1-9]\d*\)")  # of a layout: not in the chip's main memory
 INSTRUCTION = re.compile(r"\s+(ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)")
 HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
 CALLED = re.compile(r"\b(?:calls|body|condition|to_apply)=%?([\w.-]+)")
@@ -39,6 +40,7 @@ class Array(NamedTuple):
 
     dtype: str
     shape: tuple[int, ...]
+    weightless: bool = False  # its bytes do not count
 
     @property
     def size(self) -> int:
@@ -46,6 +48,8 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
+        if self.weightless:
+            return 0
         width = BYTES.get(self.dtype)
         return self.size * (width or int(re.sub(r"\D", "", self.dtype)) // 8)
 
@@ -76,6 +80,13 @@ class Instruction(NamedTuple):
         return tuple(CALLED.findall(self.text))
 
     @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the computations of which a condition runs one."""
+        listed = re.findall(r"branch_computations=\{([^}]*)\}", self.text)
+        named = re.findall(r"(?:true|false)_computation=%?([\w.-]+)", self.text)
+        return tuple(re.findall(r"[\w.-]+", "".join(listed))) + tuple(named)
+
+    @property
     def collective(self) -> str:
         """Its kind, or nothing: "all-reduce" of an "all-reduce-start", too."""
         kind = self.opcode.removesuffix("-start")
@@ -98,7 +109,10 @@ class Program(NamedTuple):
     computations: dict[str, dict[str, Instruction]]
 
     def runs(self) -> Iterator[tuple[str, int]]:
-        """(computation, how often) of the entry and of loops, not of what is fused."""
+        """(computation, how often) of the entry and of loops, not of what is fused.
+
+        Of the branches of a condition, the one with the largest matrix products.
+        """
         waiting = [(self.entry, 1)]
         while waiting:
             name, times = waiting.pop()
@@ -108,11 +122,42 @@ class Program(NamedTuple):
                     often = times * self.trips(instruction)
                     body = re.findall(r"body=%?([\w.-]+)", instruction.text)[0]
                     waiting.append((body, often))
-                elif instruction.opcode in ("call", "conditional"):
+                elif instruction.opcode == "conditional":
+                    waiting.append((max(instruction.branches, key=self._made), times))
+                elif instruction.opcode == "call":
                     waiting += [(other, times) for other in instruction.called]
 
+    def collectives(
+        self, name: str
+    ) -> Iterator[tuple[dict[str, Instruction], Instruction]]:
+        """(scope, collective) of a computation, and of fusions that begin one there.
+
+        Other fusions carry on with it, or wait for its end, and name it once more.
+        """
+        for instruction in self.computations[name].values():
+            if instruction.collective:
+                yield self.computations[name], instruction
+            if instruction.name.startswith("async-collective-start"):
+                for fused in instruction.called:
+                    yield from self.collectives(fused)
+
+    def _made(self, name: str) -> int:
+        """Elements that the matrix products of a computation make."""
+        made = 0
+        for instruction in self.computations[name].values():
+            if instruction.opcode in ("convolution", "dot"):
+                made += instruction.size
+            elif instruction.opcode != "conditional":
+                within = [x for x in instruction.called if x in self.computations]
+                made += sum(map(self._made, within))
+        return made
+
     def trips(self, loop: Instruction) -> int:
-        """Of a loop whose counter goes from 0 to a constant in steps of 1: a scan's."""
+        """Of a loop whose counter goes from 0 to a constant in even steps: a scan's.
+
+        A loop that may end before, such as that over the tokens of responses, counts
+        with all of its turns.
+        """
         known = re.search(r'known_trip_count":\{"n":"(\d+)', loop.text)
         if known:
             return int(known.group(1))
@@ -120,15 +165,43 @@ class Program(NamedTuple):
         bounds = [
             int(instruction.text.split(")")[0])
             for instruction in self.computations[condition].values()
-            if instruction.opcode == "constant" and instruction.arrays[0].shape == ()
+            if instruction.opcode == "constant" and _is_count(instruction)
         ]
         if len(bounds) != 1:
             raise ValueError(f"loop {loop.name} with bounds {bounds}: expected one")
-        return bounds[0]
+        return -(-bounds[0] // self._step(loop, condition))
+
+    def _step(self, loop: Instruction, condition: str) -> int:
+        """What a turn adds to the counter; 1 unless the loop says so plainly."""
+        scope = self.computations[condition]
+        root = next(i for i in scope.values() if i.root)
+        counters = [_element(scope[name]) for name in root.operands if name in scope]
+        body = self.computations[re.findall(r"body=%?([\w.-]+)", loop.text)[0]]
+        result = next(i for i in body.values() if i.root)
+        for at in (at for at in counters if at is not None):
+            new = body[result.operands[at]]
+            added = [body[x] for x in new.operands if body[x].opcode == "constant"]
+            if new.opcode == "add" and len(added) == 1:
+                return int(added[0].text.split(")")[0])
+        return 1
 
 
-def parse(text: str) -> Program:
+def _is_count(instruction: Instruction) -> bool:
+    (array,) = instruction.arrays
+    return array.shape == () and array.dtype in ("s32", "u32")
+
+
+def _element(instruction: Instruction) -> int | None:
+    """Which element of a tuple it is."""
+    found = re.search(r"index=(\d+)", instruction.text)
+    return int(found.group(1)) if found else None
+
+
+def parse(text: str, *, on_chip: bool = True) -> Program:
     """The program of ``compiled.as_text()``.
+
+    Without ``on_chip`` arrays that lie in a TPU's vector memory have no bytes, so that
+    `traffic` is that of its main memory.
 
     >>> program = parse('''
     ... ENTRY %main (x: f32[4]) -> f32[4] {
@@ -149,20 +222,26 @@ def parse(text: str) -> Program:
         if found:
             root, name, made, opcode, rest = found.groups()
             operands = re.findall(r"%([\w.-]+)", rest.split(")", 1)[0])
-            arrays = arrays_in(made)
+            arrays = arrays_in(made, on_chip=on_chip)
             current[name] = Instruction(
                 name, arrays, opcode, tuple(operands), rest, bool(root)
             )
     return Program(entry, computations)
 
 
-def arrays_in(text: str) -> tuple[Array, ...]:
-    """The arrays of a type, or of any text.
+def arrays_in(text: str, *, on_chip: bool = True) -> tuple[Array, ...]:
+    """The arrays of a type, or of any text; see `parse`.
 
-    >>> arrays_in("(f32[2,3]{1,0:T(8,128)}, pred[])")
-    (Array(dtype='f32', shape=(2, 3)), Array(dtype='pred', shape=()))
+    >>> [(a.shape, a.bytes) for a in arrays_in("(f32[2,3]{1,0:T(8,128)S(1)}, pred[])")]
+    [((2, 3), 24), ((), 1)]
+    >>> [a.bytes for a in arrays_in("f32[2,3]{1,0:T(8,128)S(1)}", on_chip=False)]
+    [0]
     """
     return tuple(
-        Array(dtype, tuple(int(n) for n in shape.split(",") if n))
-        for dtype, shape in ARRAY.findall(text)
+        Array(
+            dtype,
+            tuple(int(n) for n in shape.split(",") if n),
+            weightless=not on_chip and bool(ON_CHIP.search(layout)),
+        )
+        for dtype, shape, layout in ARRAY.findall(text)
     )

@@ -5,8 +5,10 @@ one written into it, the slice alone. What happens within a fusion moves nothing
 """
 
 import collections
+import re
+from collections.abc import Iterable
 
-from tpu.hlo import Instruction, Program
+from tpu.hlo import Array, Instruction, Program
 
 # No bytes move, or those of another instruction do.
 FREE = set(
@@ -32,11 +34,14 @@ def moved_bytes(program: Program, name: str, instruction: Instruction) -> float:
         return 0
     if "AllocateBuffer" in instruction.text:
         return 0
+    if instruction.name.startswith("async-collective-done"):
+        return 0
     scope = program.computations[name]
     if instruction.opcode == "fusion":
-        inner = instruction.called[0]
-        reads = sum(_read(program, inner, i) for i in range(len(instruction.operands)))
-        return reads + _written(program, inner)
+        inner, passed = instruction.called[0], _passed(instruction)
+        operands = [i for i in range(len(instruction.operands)) if i not in passed]
+        reads = sum(_read(program, inner, i) for i in operands)
+        return reads + _written(program, inner, passed.values())
     return _own(scope, instruction)
 
 
@@ -45,8 +50,11 @@ def _own(scope: dict[str, Instruction], instruction: Instruction) -> float:
         return 2 * instruction.bytes
     if instruction.opcode == "dynamic-update-slice":
         return 2 * scope[instruction.operands[1]].bytes
-    if instruction.opcode == "copy-start":
-        return 2 * instruction.arrays[0].bytes
+    if instruction.opcode == "copy-start":  # (to, from, …)
+        return sum(array.bytes for array in instruction.arrays[:2])
+    if instruction.opcode == "slice-start":  # (whole, slice, …)
+        whole, part = instruction.arrays[:2]
+        return (not whole.weightless) * Array(*part[:2]).bytes + part.bytes
     operands = sum(scope[operand].bytes for operand in instruction.operands)
     return operands + instruction.bytes
 
@@ -80,11 +88,28 @@ def _used(program: Program, name: str, whole: Instruction) -> float:
     return used
 
 
-def _written(program: Program, name: str) -> float:
-    """Bytes that the fusion ``name`` writes."""
-    scope = program.computations[name]
+def _passed(fusion: Instruction) -> dict[int, tuple[int, ...]]:
+    """Operands that are results as well, by number, of a fusion that carries on with a
+    collective: what that moves is not the fusion's.
+    """
+    if "calls=%async_collective" not in fusion.text:
+        return {}
+    found: dict[int, tuple[int, ...]] = {}
+    for result, operand in re.findall(r"\{(\d+)\}: \((\d+), \{\}", fusion.text):
+        found[int(operand)] = (*found.get(int(operand), ()), int(result))
+    return found
+
+
+def _written(
+    program: Program, name: str, passed: Iterable[tuple[int, ...]] = ()
+) -> float:
+    """Bytes that the fusion ``name`` writes, but for results that are passed on."""
+    scope, without = program.computations[name], {n for some in passed for n in some}
     root = next(i for i in scope.values() if i.root)
-    return _result(program, name, root)
+    if not without:
+        return _result(program, name, root)
+    made = [scope[x] for i, x in enumerate(root.operands) if i not in without]
+    return sum(_result(program, name, instruction) for instruction in made)
 
 
 def _result(program: Program, name: str, made: Instruction) -> float:
