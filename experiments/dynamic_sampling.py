@@ -12,7 +12,7 @@ import numpy as np
 from experiments.rollouts import Drawn
 from rlhf_jax.data import Loader
 from rlhf_jax.ops import informative_groups
-from rlhf_jax.parallel import Devices, shard, unshard
+from rlhf_jax.parallel import Where, shard, unshard
 from rlhf_jax.steps import PolicyConfig, shape_scores
 from rlhf_jax.types import Array, Params, TokenBatch
 
@@ -21,7 +21,7 @@ def make_draws(
     draw: Callable[[Params, TokenBatch, Array], Drawn],
     prompts: Loader[TokenBatch],
     algorithm: PolicyConfig,
-    devices: Devices,
+    devices: Where,
     *,
     most: int,
 ) -> Callable[[Params, Array], Drawn]:

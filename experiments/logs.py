@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from experiments.runs import RunConfig
 from rlhf_jax import processes
@@ -15,7 +16,8 @@ from rlhf_jax.data import Loader
 from rlhf_jax.guards import FAULTS_FILE, Guard
 from rlhf_jax.models import TransformerConfig
 from rlhf_jax.ops.fused_logprobs import CHUNK
-from rlhf_jax.parallel import Devices
+from rlhf_jax.parallel import Where, batch_parts
+from rlhf_jax.placement import held_size
 from rlhf_jax.sampling import RolloutMeter
 from rlhf_jax.terminal import memory_estimate, print_plan, progress
 from rlhf_jax.tracking import MetricsLogger
@@ -28,6 +30,13 @@ def count_params(tree: Any) -> int:
     return sum({id(x): x.size for x in jax.tree.leaves(tree)}.values())
 
 
+def count_held(tree: Any, devices: Where) -> int:
+    """Number of those parameters that each device holds."""
+    if isinstance(devices, Mesh):
+        return held_size(tree, devices)
+    return count_params(tree)
+
+
 def show_plan(
     title: str,
     model: TransformerConfig,
@@ -38,7 +47,7 @@ def show_plan(
     rows: int,
     length: int,
     micro_batches: int,
-    devices: Devices,
+    devices: Where,
 ) -> None:
     """Prints what is going to run, with an estimate of the memory a device needs.
 
@@ -54,9 +63,9 @@ def show_plan(
       devices: what it runs on.
     """
     memory = memory_estimate(
-        trained=count_params(trained),
-        frozen=count_params(frozen),
-        tokens=rows * length // (len(devices) * micro_batches),
+        trained=count_held(trained, devices),
+        frozen=count_held(frozen, devices),
+        tokens=rows * length // (batch_parts(devices) * micro_batches),
         length=length,
         d_model=model.d_model,
         layers=model.n_layers,
@@ -69,8 +78,9 @@ def show_plan(
         parameters=count_params(trained),
         steps=steps,
         tokens_per_step=rows * length,
-        devices=devices,
+        devices=list(devices.devices.flat) if isinstance(devices, Mesh) else devices,
         memory=memory,
+        mesh=devices.shape if isinstance(devices, Mesh) else {},
     )
 
 

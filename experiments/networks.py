@@ -29,14 +29,12 @@ from rlhf_jax.rewards import (
     RewardFunction,
     ScoreKind,
     load_reward_function,
-    normalize_scores,
-    sequence_scores,
     with_columns,
 )
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.stages import PretrainedConfig, Stage, load_stage, pad_id
-from rlhf_jax.steps import PolicyConfig, TrainState
-from rlhf_jax.types import ApplyFn, Array, Params, TokenBatch, join_params
+from rlhf_jax.steps import PolicyConfig
+from rlhf_jax.types import ApplyFn, Array, Params
 
 
 class Samples(Protocol):
@@ -220,15 +218,6 @@ def reward_params(network: ScoreModel, policy: Stage | None, *, key: Array) -> P
     shapes = jax.eval_shape(functools.partial(init_params, network), key=key)
     head = {"score_head": init_head(network, "score_head", key=key)}
     return score_params_from_policy(policy.params, shapes | head)
-
-
-def normalize_reward(
-    state: TrainState, frozen: Params | None, samples: TokenBatch
-) -> TrainState:
-    """The reward model with mean 0 and std 1 on samples of a policy."""
-    score = jax.jit(sequence_scores, static_argnums=0)
-    scores = score(state.apply_fn, join_params(frozen, state.params), samples)
-    return state.replace(params=normalize_scores(state.params, scores[:, 0]))
 
 
 def fit_to_policy(

@@ -19,7 +19,7 @@ from experiments.reading import DataConfig, read_data, tokenize_data
 from experiments.runs import RunConfig
 from rlhf_jax.models import CacheDType
 from rlhf_jax.optim import OptimConfig
-from rlhf_jax.parallel import Devices, shard
+from rlhf_jax.parallel import Where, shard
 from rlhf_jax.rewards import (
     RewardFunction,
     ScoreKind,
@@ -114,7 +114,7 @@ def read(config: OnlineConfig, algorithm: Algorithm) -> Given[Algorithm]:
 
 
 def read_demonstrations(
-    config: OnlineConfig, path: str | None, policy: Stage, rows: int, devices: Devices
+    config: OnlineConfig, path: str | None, policy: Stage, rows: int, devices: Where
 ) -> Callable[[int], TokenBatch | None]:
     """A function of the iteration: demonstrations that stand beside its episodes.
 

@@ -33,13 +33,15 @@ from experiments.rollouts import (
     make_scorer,
 )
 from experiments.runs import (
+    PartsConfig,
     check_batches,
     check_micro_batches,
+    on_devices,
 )
 from experiments.samples import evaluate_policy, report_samples
 from rlhf_jax.errors import UserError
 from rlhf_jax.optim import make_optimizer
-from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard, unshard
+from rlhf_jax.parallel import Where, data_parallel, replicate, shard, unshard
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import (
@@ -56,7 +58,7 @@ WITHOUT_GROUPS = ("reinforce", "remax", "reinforce_pp")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OnlineConfig):
+class Config(OnlineConfig, PartsConfig):
     """Policy optimisation on scores."""
 
     run_dir: Path = Path("runs/policy")
@@ -87,10 +89,10 @@ class Config(OnlineConfig):
             raise UserError("demonstrations are not packed: expected no pack_length")
 
 
-def main(config: Config) -> dict[str, float]:
+@on_devices
+def main(config: Config, devices: Where) -> dict[str, float]:
     """Trains, and returns what samples were like before and after."""
     run_dir = start_run(config)
-    devices = local_devices(config.devices)
     rows = config.batch_size // config.algorithm.minibatches
     check_micro_batches(config.algorithm.micro_batches, rows=rows, devices=devices)
 
@@ -158,6 +160,7 @@ def main(config: Config) -> dict[str, float]:
         run_dir, model, tokenizer, began=policy, lora=lora, params_path=path
     )
     if start is not None:
+        del state  # its place is needed
         state = replicate(whole[0], devices)
         waiting = [shard(batch, devices) for batch in whole[1]]
     del policy, reward, reference, nets, began, whole  # the devices have copies

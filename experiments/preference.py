@@ -35,15 +35,16 @@ from experiments.judgements import JUDGEMENTS, Judgement, read_judgements
 from experiments.logs import due, show_plan
 from experiments.resuming import resume_state, running, start_run
 from experiments.runs import (
-    RunConfig,
+    PartsConfig,
     check_micro_batches,
     on_batches,
+    on_devices,
     split_params,
 )
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import policy_apply
 from rlhf_jax.optim import OptimConfig, make_optimizer
-from rlhf_jax.parallel import local_devices, replicate, shard
+from rlhf_jax.parallel import Where, replicate, shard
 from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import (
     PreferenceConfig,
@@ -62,7 +63,7 @@ Algorithm = tyro.conf.AvoidSubcommands[PreferenceConfig | UnpairedConfig]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunConfig):
+class Config(PartsConfig):
     """Preference optimisation."""
 
     run_dir: Path = Path("runs/preference")
@@ -106,10 +107,10 @@ class Config(RunConfig):
             raise UserError(f"ref_mixup_alpha = {alpha}: expected {wanted}")
 
 
-def main(config: Config) -> dict[str, float]:
+@on_devices
+def main(config: Config, devices: Where) -> dict[str, float]:
     """Trains, and returns the evaluation at the end."""
-    run_dir = start_run(config)
-    devices, parts = local_devices(config.devices), config.preference.micro_batches
+    run_dir, parts = start_run(config), config.preference.micro_batches
     check_micro_batches(parts, rows=config.batch_size, devices=devices)
     title, lora = f"Preferences, {config.preference.kind}", config.lora.config()
     judgement, update, create = algorithm(config)
@@ -162,15 +163,13 @@ def main(config: Config) -> dict[str, float]:
         step = lambda batch: eval_step(state, shard(batch, devices), *others)
         return held_out_metrics(step, data, config.batch_size)
 
-    start, every = restored or 0, config.log_every
+    start = restored or 0
     if start == total:
         print(f"{run_dir}: nothing to do ({total}/{total} updates)")
         return report_accuracy(title, run_dir, evaluate())
-    every, loss = config.log_every, "preference/loss"
-    with running("Preference", config, total, loader, restored, every, loss=loss) as (
-        log,
-        saves,
-    ):
+    logged: Any = {"every": config.log_every, "loss": "preference/loss"}
+    with running("Preference", config, total, loader, restored, **logged) as both:
+        log, saves = both
         for step in range(start + 1, total + 1):
             state, metrics = train_step(state, shard(next(loader), devices), *others)
             log.add(step, metrics, tokens=rows * data.length)

@@ -16,7 +16,6 @@ on the rows and the network starts from scratch.
 """
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +27,30 @@ from experiments.evaluation import eval_names, held_out_metrics, report_accuracy
 from experiments.inputs import DataConfig
 from experiments.judgements import JUDGEMENTS, Kind, read_judgements
 from experiments.logs import due, show_plan
-from experiments.networks import normalize_reward, reward_params
+from experiments.networks import reward_params
+from experiments.normalizing import normalize_reward, sample_policy
 from experiments.resuming import resume_state, running, start_run
 from experiments.runs import (
-    RunConfig,
+    PartsConfig,
     check_micro_batches,
     needs_policy,
     on_batches,
+    on_devices,
     split_params,
 )
 from experiments.sft import SMALL
 from experiments.users import UserOptions, begin_users
-from rlhf_jax.data import left_padded
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import ScoreModel, TransformerConfig, policy_apply, score_apply
+from rlhf_jax.models import ScoreModel, TransformerConfig, score_apply
 from rlhf_jax.optim import OptimConfig, make_optimizer
-from rlhf_jax.parallel import local_devices, on_one_device, replicate, shard
-from rlhf_jax.sampling import SamplingConfig, generate
-from rlhf_jax.stages import Stage, pad_id, save_model_files
+from rlhf_jax.parallel import Where, replicate, shard
+from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import REWARD_PRESETS, create_state, reward_eval, reward_step
 from rlhf_jax.types import Metrics
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunConfig):
+class Config(PartsConfig):
     """Reward modelling."""
 
     run_dir: Path = Path("runs/reward")
@@ -96,10 +95,10 @@ class Config(RunConfig):
             )
 
 
-def main(config: Config) -> dict[str, float]:
+@on_devices
+def main(config: Config, devices: Where) -> dict[str, float]:
     """Trains, and returns the evaluation at the end."""
     run_dir = start_run(config)
-    devices = local_devices(config.devices)
     check_micro_batches(config.micro_batches, rows=config.batch_size, devices=devices)
     judgement, lora = JUDGEMENTS[config.kind], config.lora.config()
     title = f"Reward model, {config.kind}"
@@ -141,12 +140,13 @@ def main(config: Config) -> dict[str, float]:
     )
 
     def normalize(state: Any) -> Any:
-        samples = sample_policy(config, policy, examples, data.own_length)
-        return normalize_reward(state, frozen, samples)
+        asked: Any = {"count": config.normalize_samples, "seed": config.seed}
+        drawn = sample_policy(policy, examples, data.own_length, devices, **asked)
+        return normalize_reward(state, held, drawn, devices)
 
+    state, held = replicate(state, devices), replicate(frozen, devices)
     if config.normalize and restored is None:
         state = normalize(state)
-    state, held = replicate(state, devices), replicate(frozen, devices)
     terms, parts = judgement.terms, config.micro_batches
     train_step = on_batches(
         reward_step, devices, donate_state=True, terms_fn=terms, micro_batches=parts
@@ -170,7 +170,7 @@ def main(config: Config) -> dict[str, float]:
             state, metrics = train_step(state, shard(next(loader), devices), held)
             log.add(step, metrics, tokens=rows * data.length)
             if step == total and config.normalize:
-                state = replicate(normalize(on_one_device(state)), devices)
+                state = normalize(state)
             if log.pending and due(step, config.eval_every, total):
                 log.also(eval_names(evaluate()))
             if saves.due(step):
@@ -178,17 +178,6 @@ def main(config: Config) -> dict[str, float]:
                 saves.save(step, state)
     finish_run(run_dir)
     return report_accuracy(title, run_dir, evaluate())
-
-
-def sample_policy(config: Config, policy: Stage | None, examples: list[Any], length):
-    """Responses of the policy to prompts of the data: what scores are normalised on."""
-    assert policy is not None  # the config refuses normalize without --policy
-    prompts = [e.prompt for e in examples[: config.normalize_samples]]
-    width = max(map(len, prompts))
-    sampling = SamplingConfig(max_new_tokens=length - width, stop_ids=policy.stop_ids)
-    sample = functools.partial(generate, policy_apply(policy.model), config=sampling)
-    batch = left_padded(prompts, length=width, pad_id=pad_id(policy.tokenizer))
-    return jax.jit(sample)(policy.params, batch, key=jax.random.key(config.seed)).batch
 
 
 if __name__ == "__main__":

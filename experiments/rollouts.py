@@ -1,5 +1,6 @@
 """What a policy answers: texts, scores, experience, and how it is packed."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -7,12 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.inputs import check_pack_length
 from experiments.networks import Networks
 from rlhf_jax.data import pack_experience
 from rlhf_jax.models import score_apply
-from rlhf_jax.parallel import Devices, data_parallel, shard, unshard
+from rlhf_jax.parallel import Where, batch_parts, data_parallel, shard, unshard
 from rlhf_jax.rewards import (
     RewardFunction,
     ScoreKind,
@@ -70,7 +72,7 @@ def make_scorer(
     params: Params,
     kind: ScoreKind,
     tokenizer: Any,
-    devices: Devices,
+    devices: Where,
     **calls: Any,
 ) -> Callable[[Rollout], Array]:
     """A function from a sharded rollout to its sharded scores [N, B/N].
@@ -134,7 +136,7 @@ def make_draw(
     algorithm: PolicyConfig,
     score: Callable[[Rollout], Array],
     frozen: Params | None,
-    devices: Devices,
+    devices: Where,
     report: Callable[..., None] | None = None,
 ) -> Callable[[Params, TokenBatch, Array], Drawn]:
     """A function ``(params, prompts, key)``: samples and scores.
@@ -161,10 +163,14 @@ def make_sampler(
     layout: Callable[[Params], Params],
     config: SamplingConfig,
     frozen: Params | None,
-    devices: Devices,
+    devices: Where,
     report: Callable[..., None] | None = None,
 ) -> Callable[[Params, TokenBatch, Array], Rollout]:
     """A function ``(params, prompts, key)``: `sample_step` on every device."""
+    if isinstance(devices, Mesh) and config.slots is not None:  # those of each part
+        n = batch_parts(devices)
+        more = {"slots": n * config.slots, "read_ahead": n * config.read_ahead}
+        config = dataclasses.replace(config, **more)
     step = functools.partial(
         sample_step,
         apply_fn=sample_fn,
@@ -186,7 +192,7 @@ def make_compare(
     algorithm: PolicyConfig,
     ref_params: Params,
     frozen: Params | None,
-    devices: Devices,
+    devices: Where,
 ) -> Callable[[PolicyState, Drawn], Sampled]:
     """A function ``(state, drawn)``: compares with the reference, looks ahead.
 
@@ -213,7 +219,7 @@ def make_packing(
     episodes: int,
     length: int,
     context: int,
-    devices: Devices,
+    devices: Where,
 ) -> Callable[[Any], Any]:
     """A function that lays a sharded batch's episodes into fewer rows, for the updates.
 
@@ -233,7 +239,7 @@ def make_packing(
     if width is None:
         return lambda experience: experience
     check_pack_length(width, least=length, most=context)
-    parts = len(devices) * algorithm.minibatches * algorithm.micro_batches
+    parts = batch_parts(devices) * algorithm.minibatches * algorithm.micro_batches
     most = math.ceil(episodes / (width // length))  # rows, all episodes at full length
     multiple = parts * math.ceil(most / (8 * parts))
 

@@ -4,13 +4,22 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from jax.sharding import Mesh
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.guards import GuardConfig
 from rlhf_jax.models import lora
-from rlhf_jax.parallel import Devices, data_parallel
+from rlhf_jax.parallel import (
+    Where,
+    batch_parts,
+    beginning,
+    data_parallel,
+    local_devices,
+)
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.sharding import make_mesh
 from rlhf_jax.stages import FLOAT32, PretrainedConfig
 from rlhf_jax.tracking import TrackingConfig
 from rlhf_jax.types import Array, Params
@@ -73,6 +82,61 @@ class RunConfig(ResumeConfig):
     run ends with exit code 75; none waits for ever."""
 
 
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Parts of a model that does not fit on a device; with 1 and 1 each has all."""
+
+    fsdp: int = 1
+    """Devices that share every weight, and rows."""
+    tensor: int = 1
+    """Devices that share the heads, the MLP's width and the vocabulary, not rows."""
+
+    def __post_init__(self):
+        for name, count in vars(self).items():
+            if count < 1:
+                raise UserError(f"mesh.{name} = {count}: expected 1 device or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartsConfig(RunConfig):
+    """What a training script is asked whose model may lie in parts."""
+
+    mesh: MeshConfig = MeshConfig()
+    """Parts of the model; devices that it leaves over share the rows."""
+
+
+Config = TypeVar("Config", bound=PartsConfig)
+Found = TypeVar("Found")
+
+
+def on_devices(main: Callable[[Config, Where], Found]) -> Callable[[Config], Found]:
+    """``main(config, devices)`` as a function of the config, which says what devices.
+
+    Where they are a mesh, all that ``main`` makes and loads lies on the host until it
+    is placed in parts (`parallel.beginning`).
+    """
+
+    @functools.wraps(main)
+    def run(config: Config) -> Found:
+        devices = take_devices(config)
+        with beginning(devices):
+            return main(config, devices)
+
+    return run
+
+
+def take_devices(config: PartsConfig) -> Where:
+    """The devices that a run asks for, or the mesh of them.
+
+    Raises:
+      UserError: there are not as many, or the mesh does not divide them.
+    """
+    devices = local_devices(config.devices)
+    if config.mesh == MeshConfig():
+        return devices
+    return make_mesh(devices, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+
+
 def for_stages(config: RunConfig) -> dict[str, Any]:
     """What a script asks of each of its stages; a finished one is not made again."""
     names = [field.name for field in dataclasses.fields(RunConfig)]
@@ -94,7 +158,7 @@ def split_params(
 
 def on_batches(
     step: Callable,
-    devices: Devices,
+    devices: Where,
     *,
     others: int = 1,
     donate_state: bool = False,
@@ -118,17 +182,18 @@ def on_batches(
     )
 
 
-def check_micro_batches(parts: int, *, rows: int, devices: Devices) -> None:
+def check_micro_batches(parts: int, *, rows: int, devices: Where) -> None:
     """Refuses what does not cut an update's rows on each device into equal parts.
 
     Raises:
       UserError: less than one part, or rows that are left over.
     """
-    if parts < 1 or rows % (parts * len(devices)):
+    n = batch_parts(devices)
+    if parts < 1 or rows % (parts * n):
+        what = "parts of the mesh" if isinstance(devices, Mesh) else "devices"
         raise UserError(
-            f"micro_batches = {parts}: expected a divisor of the "
-            f"{rows / len(devices):g} rows of an update on each of {len(devices)} "
-            "devices"
+            f"micro_batches = {parts}: expected a divisor of the {rows / n:g} rows of "
+            f"an update on each of {n} {what}"
         )
 
 

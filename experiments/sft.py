@@ -29,17 +29,18 @@ from experiments.inputs import DEMONSTRATIONS, DataConfig, tokenize_imitation
 from experiments.logs import due, show_plan
 from experiments.resuming import resume_state, running, start_run
 from experiments.runs import (
-    RunConfig,
+    PartsConfig,
     check_micro_batches,
     needs_policy,
     on_batches,
+    on_devices,
     split_params,
 )
 from rlhf_jax.data import Conversation
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import CausalLM, TransformerConfig, init_params, policy_apply
 from rlhf_jax.optim import OptimConfig, make_optimizer
-from rlhf_jax.parallel import local_devices, replicate, shard
+from rlhf_jax.parallel import Where, replicate, shard
 from rlhf_jax.stages import save_model_files
 from rlhf_jax.steps import create_state, sft_eval, sft_step
 
@@ -57,7 +58,7 @@ SMALL = TransformerConfig(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunConfig):
+class Config(PartsConfig):
     """Supervised fine-tuning."""
 
     run_dir: Path = Path("runs/sft")
@@ -92,10 +93,10 @@ class Config(RunConfig):
         needs_policy(self, self.policy)
 
 
-def main(config: Config) -> dict[str, float]:
+@on_devices
+def main(config: Config, devices: Where) -> dict[str, float]:
     """Trains, and returns the last evaluation."""
     run_dir = start_run(config)
-    devices = local_devices(config.devices)
     check_micro_batches(config.micro_batches, rows=config.batch_size, devices=devices)
 
     # 1. Data: all of it is read and tokenized before anything is compiled.

@@ -260,7 +260,7 @@ def first_not_finite(tree: Any) -> str | None:
     }
     if not leaves:
         return None
-    finite = np.asarray(_finite(list(leaves.values())))
+    finite = gathered(_finite(list(leaves.values())))
     names = (name for name, fine in zip(leaves, finite, strict=True) if not fine)
     return next(names, None)
 

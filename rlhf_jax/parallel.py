@@ -1,4 +1,4 @@
-"""The one file that knows about devices: data parallelism by ``jax.pmap``.
+"""What scripts know of devices: data parallelism by ``jax.pmap``, or over a mesh.
 
 A step is written for one device's part of the batch and told the name of the mapped
 axis, None where a device is alone; sums that need the whole batch are taken over that
@@ -6,12 +6,17 @@ axis inside the step. Trees that every device holds whole (states, parameters, m
 look as on one device (`replicate`); batches are cut along their first axis, behind a
 leading device axis (`shard`).
 
+Where a model does not fit on a device, a mesh (`sharding.make_mesh`) stands in the
+place of the devices: states and parameters lie there in parts, rows are cut over some
+of its axes, and a step sees the whole batch, without an axis (`placement`).
+
 Of several processes (`processes.initialize`) all make the same calls with the same
 values, whole batches too: each puts the rows of its own devices there. The mapping is
 ``jax.shard_map`` then, which gives the same numbers. What is whole can be read in every
 process; what is cut, `unshard` brings to all of them.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,9 +29,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax import processes
 from rlhf_jax.errors import UserError
+from rlhf_jax.placement import (
+    jit_on,
+    mesh_rows,
+    new_on_host,
+    place,
+    place_parts,
+    place_rows,
+)
 
 AXIS = "devices"
 Devices = Sequence[Any]  # of jax.Device
+Where = Devices | Mesh  # each has all of the parameters, or its part of them
 
 
 def local_devices(count: int | None = None) -> Devices:
@@ -58,16 +72,43 @@ def local_devices(count: int | None = None) -> Devices:
     return [d for p in range(n) for d in jax.local_devices(p)[: count // n]]
 
 
-def replicate(tree: Any, devices: Devices) -> Any:
+def batch_parts(where: Where) -> int:
+    """Into how many parts devices cut the rows of a batch. No reference.
+
+    >>> batch_parts(local_devices(1))
+    1
+    """
+    return mesh_rows(where) if isinstance(where, Mesh) else len(where)
+
+
+def beginning(where: Where) -> contextlib.AbstractContextManager[Any]:
+    """Where a run's own arrays are made, loaded and restored. No reference.
+
+    For a mesh that is the host's memory, until `replicate` places them in parts: what
+    does not fit on a device is never whole on one. Else it is the default device.
+
+    Raises:
+      UserError: JAX was told to leave out the host's CPU.
+
+    >>> with beginning(local_devices(1)):
+    ...     _ = jnp.ones(3)
+    """
+    return new_on_host() if isinstance(where, Mesh) else contextlib.nullcontext()
+
+
+def replicate(tree: Any, devices: Where) -> Any:
     """A copy of every leaf on every device, of the same shape as before.
 
-    A leaf that is in the tree twice, such as the base that policy, reference and reward
-    model share, is one copy, too.
+    On a mesh each device gets its part, by `sharding.RULES`, from the host. A leaf that
+    is in the tree twice, such as the base that policy, reference and reward model
+    share, is one copy, too.
 
     >>> import jax.numpy as jnp
     >>> replicate(jnp.ones(3), local_devices(1)).shape
     (3,)
     """
+    if isinstance(devices, Mesh):
+        return place_parts(tree, devices)
     whole = NamedSharding(_mesh(devices), PartitionSpec())
     copies: dict[int, Any] = {}
 
@@ -76,15 +117,17 @@ def replicate(tree: Any, devices: Devices) -> Any:
             copies[id(x)] = (
                 jax.device_put(jnp.copy(x), whole)
                 if processes.count() == 1
-                else _place(x, whole)
+                else place(x, whole)
             )
         return copies[id(x)]
 
     return jax.tree.map(copy, tree)
 
 
-def shard(batch: Any, devices: Devices) -> Any:
+def shard(batch: Any, devices: Where) -> Any:
     """Cuts the leaves' first axis into one piece a device: [B, …] → [N, B/N, …].
+
+    On a mesh it is [1, B, …], the rows in pieces over its axes data and fsdp.
 
     Raises:
       UserError: the batch cannot be cut into equal pieces.
@@ -93,6 +136,8 @@ def shard(batch: Any, devices: Devices) -> Any:
     >>> shard({"tokens": jnp.ones((4, 2))}, local_devices(1))["tokens"].shape
     (1, 4, 2)
     """
+    if isinstance(devices, Mesh):
+        return place_rows(batch, devices)
     n = len(devices)
 
     def cut(x):
@@ -105,7 +150,7 @@ def shard(batch: Any, devices: Devices) -> Any:
 
     parts = NamedSharding(_mesh(devices), PartitionSpec(AXIS))
     if processes.count() > 1:
-        return jax.tree.map(lambda x: _place(cut(np.asarray(x)), parts), batch)
+        return jax.tree.map(lambda x: place(cut(np.asarray(x)), parts), batch)
     return jax.device_put(jax.tree.map(cut, batch), parts)
 
 
@@ -153,20 +198,9 @@ def gathered(x: Any) -> np.ndarray:
     return np.asarray(x)
 
 
-def _place(x: Any, where: NamedSharding) -> Any:
-    """Each process puts its devices' parts of what all have; nothing is sent."""
-    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        words = _place(jax.random.key_data(x), where)
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
-    host = np.asarray(jnp.asarray(x) if np.isscalar(x) else x)
-    # A copy for each device: of one buffer on several none may be donated.
-    part = lambda index: np.array(host[index])
-    return jax.make_array_from_callback(host.shape, where, part)
-
-
 def data_parallel(
     step: Callable,
-    devices: Devices,
+    devices: Where,
     *,
     in_axes: Any,
     out_axes: Any,
@@ -177,13 +211,15 @@ def data_parallel(
     Args:
       step: ``(*trees, axis_name=..., key=...)``; keywords other than these are bound
         by ``functools.partial`` beforehand. On one device it is jitted, and the name is
-        None: mapped, it would copy all gradients to add them up.
+        None: mapped, it would copy all gradients to add them up. On a mesh, too: the
+        step has the whole batch.
       devices: where to run.
       in_axes: for every tree, None if each device gets it whole (`replicate`), 0 if it
         gets its part (`shard`).
       out_axes: likewise for what the step returns; None only for what is the same on
         every device.
-      donate_state: the first argument's buffers are reused for the result, and gone.
+      donate_state: the first argument's buffers are reused for the result, and gone;
+        on a mesh that is the first of what the step returns, and lies as it did.
 
     Returns:
       ``(*trees, key=None) -> outputs``. Every device gets the same key.
@@ -194,13 +230,18 @@ def data_parallel(
     >>> double(jnp.ones((1, 4)))
     Array([[2., 2., 2., 2.]], dtype=float32)
     """
-    alone = len(devices) == 1
+    alone = isinstance(devices, Mesh) or len(devices) == 1
 
     def call(key, *trees):
         drawn = {} if key is None else {"key": key}
         return step(*trees, axis_name=None if alone else AXIS, **drawn)
 
     call.__name__ = _name(step)  # what profiles call it
+    if isinstance(devices, Mesh):
+        whole = _without_axis(call, (None, *in_axes), out_axes)
+        options: Any = {"out_axes": out_axes, "donate_state": donate_state}
+        mapped = jit_on(whole, devices, **options)
+        return lambda *trees, key=None: mapped(key, *trees)
     donated = (1,) if donate_state else ()  # by position: keywords donate not
     if alone:
         whole = _without_axis(call, (None, *in_axes), out_axes)

@@ -34,6 +34,7 @@ _NOT_COMPARED = (
     "until",
     "tracking",
     "devices",
+    "mesh",
     "guard",
     "reward_timeout",
     "reward_retries",

@@ -16,6 +16,7 @@ The step is the same function as on one device, without an axis name: the compil
 the communication that the parts ask for.
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -185,6 +186,7 @@ def on_mesh(step: Callable, mesh: Mesh) -> Callable:
             return jax.lax.with_sharding_constraint(out, where)
         return out
 
+    @functools.wraps(step)  # its name is what profiles call it
     def run(*args: Any, **kwargs: Any) -> Any:
         in_use = jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
         with in_use, nn.intercept_methods(cut):

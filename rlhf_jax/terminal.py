@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -190,6 +191,7 @@ def print_plan(
     tokens_per_step: int,
     devices: Sequence[Any],
     memory: Mapping[str, int],
+    mesh: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Prints what is going to run, before anything is compiled. No reference.
 
@@ -200,6 +202,7 @@ def print_plan(
       tokens_per_step: tokens in one global batch.
       devices: those that the run uses, as from ``jax.devices()``.
       memory: bytes by part, as from ``memory_estimate``.
+      mesh: devices along each axis, where parameters lie in parts.
 
     >>> import jax
     >>> memory = {"weights": 400, "total": 2_000}
@@ -216,12 +219,14 @@ def print_plan(
     <BLANKLINE>
     """
     parts = "  ".join(f"{k} {_size(v, 'B')}" for k, v in memory.items() if k != "total")
+    cut = [f"{name} {count}" for name, count in mesh.items() if count > 1]
+    shared = f": {' × '.join(cut)}" if cut else ""
     table = Table(title=title, box=SIMPLE_HEAD, title_style="bold", show_header=False)
     for name, value in [
         ("trained parameters", _size(parameters)),
         ("updates", f"{steps:,}"),
         ("tokens an update", f"{tokens_per_step:,}"),
-        ("devices", f"{len(devices)} × {devices[0].device_kind}"),
+        ("devices", f"{len(devices)} × {devices[0].device_kind}{shared}"),
         ("memory a device (estimate)", f"{_size(memory['total'], 'B')}: {parts}"),
     ]:
         table.add_row(name, _cell(value))

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
-from jax.sharding import SingleDeviceSharding
 
 from rlhf_jax.checkpoint.folder import (
     clean,
@@ -235,9 +235,12 @@ def _load(directory: str | Path, manifest: Manifest, likes: Leaves) -> Leaves:
 
 
 def _target(like: Any, saved: Any) -> Any:
-    """What Orbax shall make: numpy for numpy, else a jax array on like's devices."""
+    """What Orbax shall make: numpy for numpy, else a jax array on like's devices.
+
+    Without any, where new arrays are made (``jax.default_device``).
+    """
     if isinstance(like, np.ndarray):
         return np.empty(saved.shape, saved.dtype)
     sharding = None if like is None else like.sharding
-    sharding = sharding or SingleDeviceSharding(jax.local_devices()[0])
+    sharding = sharding or jnp.zeros(()).sharding
     return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=sharding)

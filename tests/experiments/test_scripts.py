@@ -19,11 +19,13 @@ from experiments import (
 )
 from experiments.inputs import DataConfig
 from experiments.judgements import JUDGEMENTS
+from experiments.normalizing import sample_policy
 from experiments.reading import read_data
 from experiments.runs import LoraOptions
 from rlhf_jax import checkpoint
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import score_apply
+from rlhf_jax.parallel import local_devices
 from rlhf_jax.rewards import sequence_scores
 from rlhf_jax.stages import load_stage
 from rlhf_jax.steps import POLICY_PRESETS, PreferenceConfig
@@ -213,7 +215,8 @@ def test_normalized_rewards_have_mean_0_and_std_1(toys, tmp_path):
     length = max(
         len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in examples + held_out
     )
-    samples = reward_model.sample_policy(config, began, examples, length)
+    given = began, examples, length, local_devices(1)
+    samples = sample_policy(*given, count=config.normalize_samples, seed=config.seed)
     scores = sequence_scores(score_apply(reward.model), reward.params, samples)
     assert float(scores.mean()) == pytest.approx(0, abs=1e-4)
     assert float(scores.std()) == pytest.approx(1, abs=1e-4)
