@@ -9,7 +9,7 @@ copyright = "the rlhf_jax authors"
 release = version = installed_version("rlhf_jax")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb"]
-exclude_patterns = ["_build", "jupyter_execute"]
+exclude_patterns = ["_build", "jupyter_execute", "plans.md"]
 
 html_theme = "furo"
 html_title = f"rlhf_jax {release}"

@@ -8,6 +8,7 @@ directory of its own.
 import dataclasses
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -202,8 +203,8 @@ def create_run_dir(
       The directory, which can be written and holds ``config.json``.
 
     Raises:
-      RunError: it cannot be written, holds a run or other files, or was started with
-        another configuration (naming each field, old → new).
+      RunError: it is a bucket's address, cannot be written, holds a run or other files,
+        or was started with another configuration (naming each field, old → new).
       LockedError: another process has it (named).
 
     >>> @dataclasses.dataclass(frozen=True)
@@ -214,6 +215,11 @@ def create_run_dir(
     {'lr': 3e-06}
     """
     path = Path(path)
+    if re.match(r"\w{2,}:/", str(path)):  # gs://bucket, which Path writes gs:/bucket
+        raise RunError(
+            f"--run-dir {path}: a run's files are appended to and renamed, which a "
+            "bucket cannot do: choose a folder, on a share where hosts come and go"
+        )
     by_first(lambda: _create(path, config, resume, accept))
     if not (path / CONFIG_FILE).exists():
         raise RunError(

@@ -103,6 +103,14 @@ def test_resume_names_fields_that_came_and_went(tmp_path):
         create_run_dir(run, Config(), resume=True)
 
 
+@pytest.mark.parametrize("address", ["gs://bucket/run", Path("s3://bucket/run")])
+def test_a_bucket_is_no_folder(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="which a bucket cannot do: choose a folder"):
+        create_run_dir(address, Config(), resume=False)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.fault(10)
 def test_file_in_the_way(tmp_path):
     (tmp_path / "file").write_text("")
