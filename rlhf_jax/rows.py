@@ -6,6 +6,7 @@ the second ones. So a device's tokens are neighbours in [N, …] as they are in 
 Without a mesh all of this is a reshape.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -59,6 +60,22 @@ def spread(x: Array) -> Array:
         return x
     first = [SEQUENCE, *(axis for axis in mesh.axis_names if axis != SEQUENCE)]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(tuple(first)))
+
+
+def whole_columns(x: Array) -> Array:
+    """[D, V], of which the mesh in use cuts D into more parts instead of V.
+
+    No reference. For slices of V that every device reads one after the other: each
+    would ask for all that the devices of ``tensor`` hold. x itself where they are one.
+
+    >>> whole_columns(jnp.ones((2, 3))).shape
+    (2, 3)
+    """
+    parts = jax.sharding.get_abstract_mesh().shape
+    axes = ("fsdp", SEQUENCE, "tensor")
+    if parts.get("tensor", 1) == 1 or x.shape[0] % math.prod(parts[a] for a in axes):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, None))
 
 
 def split_rows(x: Array, rows: int) -> Array:

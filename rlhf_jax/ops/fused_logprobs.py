@@ -16,7 +16,7 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from rlhf_jax.ops.logits import scale_by_temperature
 from rlhf_jax.ops.logprobs import align_to_tokens
-from rlhf_jax.rows import join_rows, split_rows, spread
+from rlhf_jax.rows import join_rows, split_rows, spread, whole_columns
 from rlhf_jax.types import Array
 
 NAME = "logprobs"  # of its operations, in profiles
@@ -67,6 +67,8 @@ def fused_token_logprobs(
     scale_by_temperature(jnp.zeros(1), temperature)  # checks it
     next_tokens = spread(join_rows(jnp.roll(tokens, -1, axis=1)))
     how = _How(temperature, softcap, chunk_size)
+    if chunk_size < unembed.shape[1]:
+        unembed = whole_columns(unembed)
     both: Any = _fused(how, spread(join_rows(hidden)), unembed, next_tokens)
     logprobs, entropy = (split_rows(x, tokens.shape[0]) for x in both)
     return align_to_tokens(logprobs), align_to_tokens(entropy)
@@ -164,8 +166,10 @@ def _backward(how: _How, kept: tuple, grads: tuple[Array | SymbolicZero, ...]):
         return (by_hidden_ND, by_unembed_DV), None
 
     f32 = lambda x: jnp.zeros(x.shape, jnp.float32)
-    carry = (f32(hidden_ND), f32(unembed_DV))
-    vocab = unembed_DV.shape[1]
+    vocab, zeros_DV = unembed_DV.shape[1], f32(unembed_DV)
+    if _chunks(how, vocab) > 1:
+        zeros_DV = whole_columns(zeros_DV)
+    carry = (f32(hidden_ND), zeros_DV)
     (by_hidden_ND, by_unembed_DV), _ = _over_chunks(how, vocab, add, carry)
     return (
         by_hidden_ND.astype(hidden_ND.dtype),

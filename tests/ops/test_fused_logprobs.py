@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax.ops import fused_token_logprobs, token_entropy, token_logprobs
+from rlhf_jax.sharding import make_mesh, on_mesh
 
 ROWS, LENGTH, WIDTH, VOCAB = 3, 7, 8, 37
 
@@ -40,6 +42,21 @@ def gradients(f, tokens, hidden, unembed):
         return sum(jnp.vdot(w, x) for w, x in zip(weights, both, strict=True))
 
     return jax.grad(total, argnums=(0, 1))(hidden, unembed)
+
+
+@pytest.mark.parametrize("parts", [{"tensor": 4}, {"fsdp": 2, "tensor": 2}])
+def test_a_vocabulary_in_parts_on_a_mesh(parts):
+    """Slices of a weight that devices share by columns, the last one narrower."""
+    hidden, unembed, tokens = inputs()
+    unembed = unembed[:, :36]  # which four devices can share
+    mesh = make_mesh(jax.devices()[:4], **parts)
+    held = jax.device_put(unembed, NamedSharding(mesh, PartitionSpec("fsdp", "tensor")))
+    fused = functools.partial(fused_token_logprobs, chunk_size=8)
+    reached = jax.jit(on_mesh(functools.partial(gradients, fused), mesh))
+    found = reached(tokens, hidden, held)
+    expected = gradients(plain, tokens, hidden, unembed)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 12, 36, 37, 100])

@@ -1,5 +1,6 @@
 """Counts of compiled programs: loops as they run, collectives, arrays of logits."""
 
+import dataclasses
 import functools
 import importlib.util
 from typing import Any
@@ -199,6 +200,18 @@ def test_log_probs_are_shared_by_devices_of_one_row_of_a_batch():
 def test_spread_is_of_more_than_two_devices():
     lines = [{"devices": n, "gflop": g} for n, g in ((1, 9), (2, 5), (4, 2), (8, 3))]
     assert spread(lines, "gflop") == 0.5
+
+
+def test_a_vocabulary_in_parts_is_gathered_slice_by_slice():
+    """Its weight is read three times, for logits twice, and its gradient summed.
+
+    With ¾ of each sent that is 3 + 2 times ¾ of it. Slices that asked for all that the
+    other devices hold would send it as often as there are slices, 4.
+    """
+    model = dataclasses.replace(MODEL, n_layers=1, vocab_size=24_600)
+    compiled = compile_sft(model, jax.devices()[:4], 4, tensor=4)
+    weight = 4 * model.d_model * model.vocab_size
+    assert sum(sent(parse(compiled.as_text()), 4).values()) < 6 * 0.75 * weight
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs jax[tpu]")
