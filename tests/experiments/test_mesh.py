@@ -153,8 +153,9 @@ def later(toys: Any, folder: Path) -> dict[str, tuple[Callable, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [FSDP, BOTH], ids=["fsdp", "both"])
-@pytest.mark.parametrize("name", ["reward", "preference", "ppo"])
+@pytest.mark.parametrize(
+    ("name", "mesh"), [("reward", FSDP), ("preference", BOTH), ("ppo", BOTH)]
+)
 def test_later_stages_in_parts_are_those_of_one_device(
     toys, alone, tmp_path, name, mesh
 ):
