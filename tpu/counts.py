@@ -20,7 +20,6 @@ class Count(NamedTuple):
     """Of one chip, in a phase."""
 
     peak: float  # bytes at its fullest, with what other phases left there
-    beside: float  # bytes of them that the phase needs for itself
     flops: float  # operations
     moved: float  # bytes read from and written to memory
     sent: dict[str, float]  # bytes sent to other chips, by kind of collective
@@ -64,7 +63,6 @@ def count_phase(phase: Phase, mesh: Mesh, resident: Any) -> Count | Refused:
     program = parse(text)
     return Count(
         peak=peak_bytes(compiled, phase, mesh, resident),
-        beside=_own_bytes(compiled),
         flops=flops(program),
         moved=sum(traffic(parse(text, on_chip=False)).values()),
         sent=sent(program, mesh.size),
@@ -72,11 +70,19 @@ def count_phase(phase: Phase, mesh: Mesh, resident: Any) -> Count | Refused:
 
 
 def peak_bytes(compiled: Any, phase: Phase, mesh: Mesh, resident: Any) -> float:
-    """Of a chip while a phase runs: what it is given, what it makes, and the rest."""
-    given = compiled.memory_analysis().argument_size_in_bytes
+    """Of a chip while a phase runs: what it is given, what it makes, and the rest.
+
+    For a TPU the compiler says what is there at a time; elsewhere it has no better
+    number than the sum of what is there at any time.
+    """
+    memory = compiled.memory_analysis()
+    if mesh.devices.flat[0].platform == "tpu":
+        there = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
+    else:
+        there = memory.argument_size_in_bytes + _own_bytes(compiled)
     used = {id(leaf) for leaf in jax.tree.leaves(phase.held)}
     others = [leaf for leaf in jax.tree.leaves(resident) if id(leaf) not in used]
-    return given + _own_bytes(compiled) + bytes_a_chip(resident, mesh, only=others)
+    return there + bytes_a_chip(resident, mesh, only=others)
 
 
 def _own_bytes(compiled: Any) -> float:

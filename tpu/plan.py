@@ -31,12 +31,12 @@ def show(plan: Plan) -> None:
     config, on = plan.config, plan.on
     print_table(
         f"{config.model}, {config.algorithm}, {on.name}: a chip of {on.chips}",
-        ["", "GB", "for itself", "TFLOP", "GB moved", "GB sent", "s at least", "by"],
+        ["", "GB", "TFLOP", "GB moved", "GB sent", "s at least", "by"],
         [[name, *_line(found, on.chip)] for name, found in plan.phases.items()],
     )
     print(
         f"{'Fits' if plan.fits else 'Does not fit'}: {plan.peak / GB:.1f} of "
-        f"{on.chip.hbm / GB:.1f} GB a chip, {plan.resident / GB:.1f} of them always."
+        f"{on.chip.room / GB:.1f} GB a chip, {plan.resident / GB:.1f} of them always."
     )
     if not plan.fits:
         return
@@ -53,8 +53,8 @@ def show(plan: Plan) -> None:
 
 def _line(found: Count | Refused, chip: Chip) -> list[Any]:
     if isinstance(found, Refused):
-        return [f"refused: {found.needed / GB:.1f}", *6 * [""]]
-    numbers = [found.peak / GB, found.beside / GB, found.flops / 1e12, found.moved / GB]
+        return [f"refused: {found.needed / GB:.1f}", *5 * [""]]
+    numbers = [found.peak / GB, found.flops / 1e12, found.moved / GB]
     whole = sum(found.sent.values()) / GB
     return [*numbers, whole, found.seconds(chip), found.bound(chip)]
 
@@ -86,7 +86,9 @@ def search(plan: Plan, *, meshes: bool = True) -> Plan:
         rows = plan.config.rows // plan.on.chips
         for words, config in smaller(plan.config, rows):
             print(f"\n{words}?")
-            if make_plan(config, full).fits:
+            tried = make_plan(config, full)
+            print(f"{tried.peak / GB:.1f} GB a chip")
+            if tried.fits:
                 plan = make_plan(config)
                 show(plan)
                 break
@@ -105,7 +107,7 @@ def search(plan: Plan, *, meshes: bool = True) -> Plan:
 
 
 def _is_full(found: Count | Refused, chip: Chip) -> bool:
-    return isinstance(found, Refused) or found.peak > chip.hbm
+    return isinstance(found, Refused) or found.peak > chip.room
 
 
 def main(config: Config) -> Plan:

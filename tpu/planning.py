@@ -63,11 +63,14 @@ class Config:
         for name in ("rows", "prompt_length", "new_tokens", "micro_batches", "tensor"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} = {value}: expected 1 or more")
-        if self.rows % (group * self.micro_batches):
-            raise UserError(
-                f"rows = {self.rows}: expected a multiple of completions times "
-                f"micro_batches, {group} · {self.micro_batches}"
-            )
+        for name, parts in (
+            ("completions", group),
+            ("micro_batches", self.micro_batches),
+        ):
+            if self.rows % parts:
+                raise UserError(
+                    f"rows = {self.rows}: expected a multiple of {name} = {parts}"
+                )
 
     @property
     def tokens(self) -> int:
@@ -102,7 +105,7 @@ class Plan(NamedTuple):
     def fits(self) -> bool:
         """Whether the compiler took each phase, and what else is there has room."""
         whole = len(self.counts) == len(self.phases)
-        return whole and self.peak <= self.on.chip.hbm
+        return whole and self.peak <= self.on.chip.room
 
     @property
     def seconds(self) -> float:

@@ -63,7 +63,7 @@ def line(name: str, plan: Plan, first: Config) -> str:
         *(name, config.slice),
         f"{config.rows} × ({config.prompt_length} + {config.new_tokens})",
         f"{plan.fsdp} × {config.tensor}",
-        *(", ".join(held), f"{chip.hbm / 1e9:.1f}", _change(first, plan)),
+        *(", ".join(held), f"{chip.room / 1e9:.1f}", _change(first, plan)),
         *(", ".join(bound), f"{plan.seconds:.1f}" if plan.fits else ""),
     )
     return f"| {' | '.join(cells)} |"
