@@ -28,6 +28,9 @@ CAUSES: tuple[tuple[str, str], ...] = (
     ("optimiser", r"/optimizer(/|$)"),
     ("copies and zeros, no name", r"^(jit\([^)]*\)(/while/body/closed_call)?)?$"),
 )
+MOVES = set(
+    "parameter constant tuple get-tuple-element bitcast copy conditional".split()
+)
 ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\](\{[^}]*\})?")
 ON_CHIP = re.compile(r"S\([1-9]\d*\)")  # of a layout: not in the chip's main memory
 INSTRUCTION = re.compile(r"\s+(ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)")
@@ -111,7 +114,8 @@ class Program(NamedTuple):
     def runs(self) -> Iterator[tuple[str, int]]:
         """(computation, how often) of the entry and of loops, not of what is fused.
 
-        Of the branches of a condition, the one with the largest matrix products.
+        Of the branches of a condition, the one with the larger matrix products, or
+        else with more arithmetic.
         """
         waiting = [(self.entry, 1)]
         while waiting:
@@ -141,16 +145,19 @@ class Program(NamedTuple):
                 for fused in instruction.called:
                     yield from self.collectives(fused)
 
-    def _made(self, name: str) -> int:
-        """Elements that the matrix products of a computation make."""
-        made = 0
+    def _made(self, name: str) -> tuple[int, int]:
+        """Elements that a computation makes: by matrix products, and by arithmetic."""
+        products = others = 0
         for instruction in self.computations[name].values():
             if instruction.opcode in ("convolution", "dot"):
-                made += instruction.size
-            elif instruction.opcode != "conditional":
-                within = [x for x in instruction.called if x in self.computations]
-                made += sum(map(self._made, within))
-        return made
+                products += instruction.size
+            elif instruction.opcode in ("fusion", "while", "call"):
+                for called in instruction.called:
+                    within = self._made(called)
+                    products, others = products + within[0], others + within[1]
+            elif instruction.opcode not in MOVES:
+                others += instruction.size
+        return products, others
 
     def trips(self, loop: Instruction) -> int:
         """Of a loop whose counter goes from 0 to a constant in even steps: a scan's.
