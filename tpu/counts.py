@@ -80,9 +80,13 @@ def peak_bytes(compiled: Any, phase: Phase, mesh: Mesh, resident: Any) -> float:
         there = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
     else:
         there = memory.argument_size_in_bytes + _own_bytes(compiled)
+    return there + bytes_a_chip(resident, mesh, only=unused(phase, resident))
+
+
+def unused(phase: Phase, resident: Any) -> list[Any]:
+    """Leaves that lie on the chips meanwhile, and are no arguments of the phase."""
     used = {id(leaf) for leaf in jax.tree.leaves(phase.held)}
-    others = [leaf for leaf in jax.tree.leaves(resident) if id(leaf) not in used]
-    return there + bytes_a_chip(resident, mesh, only=others)
+    return [leaf for leaf in jax.tree.leaves(resident) if id(leaf) not in used]
 
 
 def _own_bytes(compiled: Any) -> float:

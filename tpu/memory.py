@@ -16,23 +16,15 @@ import jax
 import jax.numpy as jnp
 
 from experiments import cli
-from rlhf_jax.models import TransformerConfig, decode_layout
+from experiments.benchmark_inputs import MODELS
+from rlhf_jax.models import decode_layout
 from rlhf_jax.sharding import make_mesh
 from rlhf_jax.terminal import print_table
-from tpu.counts import peak_bytes
-from tpu.phases import Algorithm, Phase, Work, make_iteration
+from tpu.counts import peak_bytes, unused
+from tpu.phases import Algorithm, Work, make_iteration
 from tpu.updates import compile_phase, place
 
-MODEL = TransformerConfig(
-    vocab_size=8_192,
-    d_model=512,
-    n_layers=8,
-    n_heads=8,
-    n_kv_heads=4,
-    d_head=64,
-    d_ff=1_536,
-    max_length=256,
-)
+MODEL = dataclasses.replace(MODELS["M25"], max_length=256, scan_unroll=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +46,7 @@ def compare(algorithm: Algorithm, rows: int) -> tuple[float, float]:
     planned = peak_bytes(compiled, phase, mesh, iteration.resident)
     gc.collect()
     before = _status("VmRSS")
-    others = _allocated(_unused(phase, iteration.resident))
+    others = _allocated(unused(phase, iteration.resident))
     held, batch, _ = place(phase, mesh)
     held, batch = _allocated(held), _allocated(batch)
     Path("/proc/self/clear_refs").write_text("5")  # the highest point begins anew
@@ -62,11 +54,6 @@ def compare(algorithm: Algorithm, rows: int) -> tuple[float, float]:
         held = (compiled(held[0], batch, *held[1:])[0], *held[1:])
     jax.block_until_ready((held, others))
     return planned, _status("VmHWM") - before
-
-
-def _unused(phase: Phase, resident: Any) -> list[Any]:
-    used = {id(leaf) for leaf in jax.tree.leaves(phase.held)}
-    return [x for x in jax.tree.leaves(resident) if id(x) not in used]
 
 
 def _allocated(shapes: Any) -> Any:
