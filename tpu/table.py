@@ -12,6 +12,7 @@ from pathlib import Path
 
 from experiments import cli
 from experiments.runs import LoraOptions
+from rlhf_jax.errors import UserError
 from tpu.counts import Count, Refused
 from tpu.plan import search, show
 from tpu.planning import Config, Plan, make_plan
@@ -34,9 +35,13 @@ class TableConfig:
     """Which plans, and where their table goes."""
 
     only: tuple[str, ...] = tuple(PLANS)
-    """Names of plans."""
+    """Names of plans; the others keep their lines in --out."""
     out: Path | None = None
     """A file of Markdown, written anew after each plan."""
+
+    def __post_init__(self):
+        if unknown := set(self.only) - set(PLANS):
+            raise UserError(f"only = {min(unknown)}: expected {', '.join(PLANS)}")
 
 
 COLUMNS = (
@@ -75,17 +80,30 @@ def _peak(found: Count | Refused) -> float:
 
 def main(config: TableConfig) -> list[str]:
     """Plans one after the other; returns the lines of the table."""
-    lines = []
+    lines = read_lines(config.out)
     for name in config.only:
         print(f"\n{name}")
         first = plan = make_plan(PLANS[name])
         show(plan)
         if not plan.fits:
             plan = search(plan, meshes=False)
-        lines.append(line(name, plan, first.config))
+        lines[name] = line(name, plan, first.config)
         if config.out is not None:
-            config.out.write_text(header() + "\n".join(lines) + "\n")
-    return lines
+            config.out.write_text(header() + "\n".join(in_order(lines)) + "\n")
+    return in_order(lines)
+
+
+def read_lines(path: Path | None) -> dict[str, str]:
+    """The plans' lines in a file, by name; none where there is no file yet."""
+    if path is None or not path.exists():
+        return {}
+    text = path.read_text().removeprefix(header())
+    return {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines()}
+
+
+def in_order(lines: dict[str, str]) -> list[str]:
+    """Lines in the order of the plans."""
+    return [lines[name] for name in PLANS if name in lines]
 
 
 def _change(first: Config, plan: Plan) -> str:

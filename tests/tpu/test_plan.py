@@ -185,6 +185,22 @@ def test_what_is_refused_does_not_fit(counted, capsys):
     assert "| no |" in table.line("8B", found, config)
 
 
+def test_a_table_keeps_the_lines_of_other_plans(tmp_path, counted, monkeypatch):
+    found = Plan(Config(), find_slice("v5e-16"), 16, {"update": counted}, 1e9)
+    monkeypatch.setattr(table, "make_plan", lambda config: found)
+    out = tmp_path / "plans.md"
+    for only in (("8B DPO",), ("8B PPO", "0.6B GRPO"), ("8B PPO",)):
+        lines = table.main(table.TableConfig(only, out))
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| 0.6B GRPO",
+        "| 8B PPO",
+        "| 8B DPO",
+    ]
+    assert out.read_text() == table.header() + "\n".join(lines) + "\n"
+    with pytest.raises(UserError, match=r"only = 8b: expected 0\.6B GRPO, "):
+        table.TableConfig(("8b",))
+
+
 def test_memory_of_the_chip_alone():
     """What lies in vector memory, S(1), is not moved."""
     text = """
