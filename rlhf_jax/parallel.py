@@ -46,6 +46,8 @@ Where = Devices | Mesh  # each has all of the parameters, or its part of them
 def local_devices(count: int | None = None) -> Devices:
     """The first ``count`` devices, or all of them; of several processes, as many each.
 
+    No reference.
+
     Raises:
       UserError: fewer are there, or processes do not get as many each; or there are
         several processes that have not joined.
@@ -99,6 +101,8 @@ def beginning(where: Where) -> contextlib.AbstractContextManager[Any]:
 def replicate(tree: Any, devices: Where) -> Any:
     """A copy of every leaf on every device, of the same shape as before.
 
+    No reference.
+
     On a mesh each device gets its part, by `sharding.RULES`, from the host. A leaf that
     is in the tree twice, such as the base that policy, reference and reward model
     share, is one copy, too.
@@ -126,6 +130,8 @@ def replicate(tree: Any, devices: Where) -> Any:
 
 def shard(batch: Any, devices: Where) -> Any:
     """Cuts the leaves' first axis into one piece a device: [B, …] → [N, B/N, …].
+
+    No reference.
 
     On a mesh it is [1, B, …], the rows in pieces over its axes data and fsdp.
 
@@ -156,6 +162,8 @@ def shard(batch: Any, devices: Where) -> Any:
 
 def unshard(batch: Any) -> Any:
     """Joins the devices' pieces again: [N, B/N, …] → [B, …].
+
+    No reference.
 
     Of several processes each gets the whole as NumPy arrays.
     """
@@ -206,7 +214,7 @@ def data_parallel(
     out_axes: Any,
     donate_state: bool = False,
 ) -> Callable:
-    """Runs a step on every device, each on its part of the batch.
+    """Runs a step on every device, each on its part of the batch. No reference.
 
     Args:
       step: ``(*trees, axis_name=..., key=...)``; keywords other than these are bound

@@ -101,6 +101,8 @@ def _number(name: str, *, least: int) -> int | None:
 def heartbeat_s() -> float:
     """Seconds of silence after which a process counts as dead; RLHF_HEARTBEAT, or 60.
 
+    No reference.
+
     Raises:
       UserError: RLHF_HEARTBEAT is less than 5, or no integer.
 
@@ -111,34 +113,43 @@ def heartbeat_s() -> float:
 
 
 def count() -> int:
-    """How many processes there are; no backend starts."""
+    """How many processes there are; no backend starts. No reference."""
     return distributed.global_state.num_processes
 
 
 def index() -> int:
-    """Which of them this is, 0 if it is alone; no backend starts."""
+    """Which of them this is, 0 if it is alone; no backend starts. No reference."""
     return distributed.global_state.process_id
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and shows progress."""
+    """Whether this process is the one that writes files and shows progress.
+
+    No reference.
+    """
     return index() == 0
 
 
 def coordinator_address() -> str:
-    """host:port of process 0's coordination service."""
+    """host:port of process 0's coordination service. No reference."""
     return distributed.global_state.coordinator_address or ""
 
 
 def tell(key: str, text: str) -> None:
-    """Keeps a text where all processes can read it, in place of an older one."""
+    """Keeps a text where all processes can read it, in place of an older one.
+
+    No reference.
+    """
     client = distributed.global_state.client
     assert client is not None
     client.key_value_set(f"rlhf/{key}", text, allow_overwrite=True)
 
 
 def tell_once(key: str, text: str) -> None:
-    """Keeps a text where all processes can read it; the first one stays."""
+    """Keeps a text where all processes can read it; the first one stays.
+
+    No reference.
+    """
     client = distributed.global_state.client
     assert client is not None
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is one already
@@ -146,7 +157,10 @@ def tell_once(key: str, text: str) -> None:
 
 
 def told(folder: str) -> dict[str, str]:
-    """All texts whose keys begin with ``folder/``, by the rest of the key."""
+    """All texts whose keys begin with ``folder/``, by the rest of the key.
+
+    No reference.
+    """
     client = distributed.global_state.client
     assert client is not None
     pairs = client.key_value_dir_get(f"rlhf/{folder}")

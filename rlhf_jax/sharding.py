@@ -59,6 +59,8 @@ def make_mesh(
 ) -> Mesh:
     """A mesh of the devices; those that the other axes leave over share the data.
 
+    No reference.
+
     Raises:
       UserError: the devices are not a multiple of fsdp · sequence · tensor.
 
@@ -112,13 +114,18 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def place_state(tree: Any, mesh: Mesh) -> Any:
-    """The tree on the mesh, each leaf where `state_shardings` says; a copy."""
+    """The tree on the mesh, each leaf where `state_shardings` says; a copy.
+
+    No reference.
+    """
     copies = jax.tree.map(jax.numpy.copy, tree)
     return jax.device_put(copies, state_shardings(tree, mesh))
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
     """A batch on the mesh, its rows over data and fsdp.
+
+    No reference.
 
     Of several processes each gives the rows of its own devices, all as many. Where the
     mesh cuts rows, each device of a row has all of its ids: what is wide is cut later.
@@ -143,7 +150,7 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def mesh_parallel(step: Callable, *, donate_state: bool = False) -> Callable:
-    """Runs a train step on the mesh that its arguments are on.
+    """Runs a train step on the mesh that its arguments are on. No reference.
 
     Args:
       step: ``(state, *trees, key=...) -> (state, metrics)``; other keywords are bound
@@ -171,6 +178,8 @@ def mesh_parallel(step: Callable, *, donate_state: bool = False) -> Callable:
 
 def on_mesh(step: Callable, mesh: Mesh) -> Callable:
     """The step, its activations cut by tokens wherever they leave an embedding.
+
+    No reference.
 
     Without that the compiler lets them lie as the embedding does, in parts of their
     width, and then sums activations of the whole batch over the devices in each layer:

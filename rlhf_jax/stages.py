@@ -289,11 +289,17 @@ def _absolute(source: str, run_dir: Path) -> str:
 
 
 def eos_id(tokenizer: Any) -> int:
-    """The token that ends a response; every tokenizer that is loaded here has one."""
+    """The token that ends a response; every tokenizer that is loaded here has one.
+
+    No reference.
+    """
     return tokenizer.eos_token_id
 
 
 def pad_id(tokenizer: Any) -> int:
-    """What stands in padding: <pad>, or EOS where there is none (masks do not care)."""
+    """What stands in padding: <pad>, or EOS where there is none (masks do not care).
+
+    No reference.
+    """
     pad = tokenizer.pad_token_id
     return eos_id(tokenizer) if pad is None else pad

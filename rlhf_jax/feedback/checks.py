@@ -36,6 +36,8 @@ def gold_accuracy(judged: Judged, gold: Judged) -> list[Interval]:
 def self_agreement(judged: Judged) -> list[Interval]:
     """Share of repeated votes that are as the first ones, by annotator.
 
+    No reference.
+
     Intervals as for ``gold_accuracy``.
 
     Args:

@@ -61,7 +61,10 @@ class Config:
 
 
 def main(config: Config) -> list[np.ndarray]:
-    """Asks, prints how far positions mattered, and writes what was said."""
+    """Asks, prints how far positions mattered, and writes what was said.
+
+    No reference.
+    """
     rows, prompts, completions = read_items(read_rows(config.file))
     ask = make_ask(load_policy(config.model))
     if config.rubric is not None:
@@ -124,7 +127,10 @@ def principle_verdicts(
 
 
 def print_verdicts(verdicts: Sequence[np.ndarray]) -> None:
-    """How many pairs were judged, how firmly, and how far positions mattered."""
+    """How many pairs were judged, how firmly, and how far positions mattered.
+
+    No reference.
+    """
     pairs = [preferred(v)[np.triu_indices(len(v), 1)] for v in verdicts]
     better = np.concatenate(pairs) if pairs else np.zeros(0)
     sure, agreed = np.maximum(better, 1 - better), swap_consistency(verdicts)

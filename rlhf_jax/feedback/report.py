@@ -65,7 +65,7 @@ class Report(NamedTuple):
 
 
 def main(config: Config) -> Report:
-    """Reads, prints two tables, and writes the consensus if asked for."""
+    """Reads, prints two tables, and writes the consensus if asked for. No reference."""
     rows = read_rows(config.file)
     gold = None if config.gold is None else as_gold(read_rows(config.gold))
     rng = np.random.default_rng(config.seed)

@@ -230,12 +230,15 @@ def num_params(config: TransformerConfig) -> int:
 
 
 def policy_apply(config: TransformerConfig) -> ApplyFn:
-    """The policy without a critic: params of a ``CausalLM``."""
+    """The policy without a critic: params of a ``CausalLM``. No reference."""
     return _module_apply(CausalLM(config))
 
 
 def actor_critic_apply(config: TransformerConfig) -> ApplyFn:
-    """The policy with a value head on its trunk: params of an ``ActorCritic``."""
+    """The policy with a value head on its trunk: params of an ``ActorCritic``.
+
+    No reference.
+    """
     return _module_apply(ActorCritic(config))
 
 
@@ -266,7 +269,7 @@ def separate_critic_apply(
 
 
 def score_apply(config: TransformerConfig, *, num_outputs: int = 1) -> ScoreFn:
-    """A reward network: params of a ``ScoreModel``."""
+    """A reward network: params of a ``ScoreModel``. No reference."""
     module = ScoreModel(config, num_outputs)
 
     def score_fn(

@@ -99,6 +99,8 @@ def init(base: Params, config: LoraConfig, *, key: Array) -> Params:
 def freeze(base: Params, config: LoraConfig) -> Params:
     """The base as the steps' frozen part: with ``lora_scale`` at every target.
 
+    No reference.
+
     >>> base = {"q_proj": {"kernel": jnp.ones((2, 4, 3))}}
     >>> freeze(base, LoraConfig(rank=1, alpha=3.0))["q_proj"]["lora_scale"]
     Array([3., 3.], dtype=float32)

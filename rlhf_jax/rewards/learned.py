@@ -72,6 +72,8 @@ def learned_reward(
 ) -> Array:
     """One number a sequence: the scalar score, or the logit or probability of a label.
 
+    Ouyang et al. 2022, arXiv:2203.02155, for the score; no reference for labels.
+
     Args:
       score_fn: the reward network; one output for ``score``, one a label for the
         others.

@@ -75,6 +75,8 @@ class SamplingConfig:
 def greedy(config: SamplingConfig) -> SamplingConfig:
     """The config of one response a prompt, always the most probable token.
 
+    No reference.
+
     >>> greedy(SamplingConfig(max_new_tokens=24, completions=4)).completions
     1
     """

@@ -108,7 +108,7 @@ def distillation_eval(
     config: DistillationConfig,
     axis_name: str | None = None,
 ) -> Metrics:
-    """``distillation/*`` of the global batch, without an update."""
+    """``distillation/*`` of the global batch, without an update. No reference."""
     student = apply_fn(join_params(frozen, params), batch).logits
     teacher = teacher_apply_fn(teacher_params, batch).logits
     _, _, metrics = _terms(student, teacher, batch.mask, config)

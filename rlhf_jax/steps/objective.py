@@ -8,7 +8,10 @@ from rlhf_jax.types import Array, Metrics, Rollout
 
 
 def episode_kl(rollout: Rollout, ref_logprobs: Array) -> tuple[Array, Array]:
-    """(sum over episodes of Σₜ log π − log π_ref, episodes): nats an episode, by k1."""
+    """(sum over episodes of Σₜ log π − log π_ref, episodes): nats an episode, by k1.
+
+    No reference.
+    """
     kl, _ = masked_sum(rollout.logprobs - ref_logprobs, rollout.batch.mask)
     return kl, jnp.sum(rollout.row >= 0, dtype=jnp.float32)
 

@@ -157,6 +157,8 @@ def pair_experience_step(
 ) -> tuple[PairExperience, Metrics]:
     """All that an update needs: pairs, and what the reference thinks of them.
 
+    No reference.
+
     Args:
       ref_params: of the reference policy.
       rollout: [2B, T] of ``sample_pairs``.

@@ -21,7 +21,10 @@ class FollowedState:
 
 
 def followed_state(state: TrainState) -> FollowedState:
-    """The policy with itself as the reference: a copy, for the state may be donated."""
+    """The policy with itself as the reference: a copy, for the state may be donated.
+
+    No reference.
+    """
     return FollowedState(state, jax.tree.map(jnp.copy, state.params))
 
 

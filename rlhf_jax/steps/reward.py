@@ -93,6 +93,8 @@ def ranking_terms(
 ) -> tuple[Array, Array, Metrics]:
     """Plackett–Luce over K completions a prompt: ([B·K, T] tokens, [B, K] ranks).
 
+    Plackett 1975 (no arXiv number); `ranking_reward_loss`.
+
     Accuracy is the share of ordered pairs of a ranking that the scores order alike.
     """
     batch, ranks = ranked
@@ -127,7 +129,10 @@ def choice_terms(
 def binary_terms(
     score_fn: ScoreFn, params: Params, labelled: tuple[TokenBatch, Array]
 ) -> tuple[Array, Array, Metrics]:
-    """Two-logit classifier: ([B, T] tokens, [B] labels, 1 = good, −1 = no label)."""
+    """Two-logit classifier: ([B, T] tokens, [B] labels, 1 = good, −1 = no label).
+
+    No reference.
+    """
     batch, labels = labelled
     logits = sequence_scores(score_fn, params, batch)
     known = labels >= 0
@@ -147,6 +152,8 @@ def reward_step(
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update of the weighted mean of a kind's terms over the global batch.
+
+    Stiennon et al. 2020, arXiv:2009.01325, section 3.4, where the kind is pairs.
 
     Args:
       state: reward model with ``apply_fn`` a `ScoreFn`.
@@ -183,7 +190,10 @@ def reward_eval(
     terms_fn: RewardTerms,
     axis_name: str | None = None,
 ) -> Metrics:
-    """``reward/loss`` and ``reward/accuracy`` of the global batch; no update."""
+    """``reward/loss`` and ``reward/accuracy`` of the global batch; no update.
+
+    No reference.
+    """
     _, _, metrics = terms_fn(score_fn, join_params(frozen, params), judged)
     return metrics.reduce(axis_name)
 

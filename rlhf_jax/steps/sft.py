@@ -51,7 +51,10 @@ def sft_eval(
     apply_fn: ApplyFn,
     axis_name: str | None = None,
 ) -> Metrics:
-    """``sft/loss`` (nats a token) of the global batch, without an update."""
+    """``sft/loss`` (nats a token) of the global batch, without an update.
+
+    No reference.
+    """
     whole = join_params(frozen, params)
     policy = policy_forward(apply_fn, whole, batch, temperature=1.0)
     _, metrics = supervised_loss(policy.logprobs, batch.mask)

@@ -32,7 +32,10 @@ class PolicyState(TrainState):
 def create_state(
     apply_fn: Callable, params: Params, tx: optax.GradientTransformation
 ) -> TrainState:
-    """A TrainState whose step counter is an array, so that a step compiles once."""
+    """A TrainState whose step counter is an array, so that a step compiles once.
+
+    No reference.
+    """
     return TrainState.create(apply_fn=apply_fn, params=params, tx=tx).replace(
         step=jnp.zeros((), jnp.int32)
     )
@@ -45,7 +48,7 @@ def create_policy_state(
     *,
     kl_coef: float,
 ) -> PolicyState:
-    """A PolicyState whose counter and coefficient are arrays."""
+    """A PolicyState whose counter and coefficient are arrays. No reference."""
     return PolicyState.create(
         apply_fn=apply_fn, params=params, tx=tx, kl_coef=jnp.float32(kl_coef)
     ).replace(step=jnp.zeros((), jnp.int32))
@@ -63,6 +66,8 @@ def apply_loss(
     axis_name: str | None,
 ) -> tuple[State, Metrics]:
     """One optimiser update: θ ← θ + tx(∇L(θ)), L = Σᵢ wᵢ ℓᵢ(θ) / Σᵢ wᵢ.
+
+    No reference.
 
     Gradients of the numerator and the denominators are summed over micro-batches and
     devices, and divided once: into how many parts the batch is cut changes nothing.

@@ -60,7 +60,10 @@ class UnpairedState(TrainState):
 def create_unpaired_state(
     apply_fn: ApplyFn, params: Params, tx: optax.GradientTransformation
 ) -> UnpairedState:
-    """An UnpairedState that has seen nothing yet, its counter an array."""
+    """An UnpairedState that has seen nothing yet, its counter an array.
+
+    No reference.
+    """
     return UnpairedState.create(
         apply_fn=apply_fn,
         params=params,

@@ -33,7 +33,7 @@ Judged = Preference[str] | Ranking[str]
 
 
 def label_studio(row: Row) -> list[Judged]:
-    """Label Studio: Pairwise and Ranker, as JSON or as JSON-MIN."""
+    """Label Studio: Pairwise and Ranker, as JSON or as JSON-MIN. No reference."""
     if "annotations" not in row.values:
         return [_short_task(row)]
     data = mapping_column(row, "data")
@@ -128,7 +128,10 @@ def _ranking(
 
 
 def argilla(row: Row) -> list[Ranking[str]]:
-    """Argilla: records with ``fields``, and ``responses`` to a ranking question."""
+    """Argilla: records with ``fields``, and ``responses`` to a ranking question.
+
+    No reference.
+    """
     fields = mapping_column(row, "fields")
     prompt = fields.get("prompt", fields.get("instruction"))
     check_text(row, "fields", prompt)

@@ -30,7 +30,10 @@ def hh(row: Row) -> list[Preference[str]]:
 
 
 def ranking(row: Row) -> list[Ranking[str]]:
-    """Ranked lists: ``prompt``, ``completions`` and ``ranks``, 0 the best."""
+    """Ranked lists: ``prompt``, ``completions`` and ``ranks``, 0 the best.
+
+    No reference.
+    """
     return rankings([row])
 
 

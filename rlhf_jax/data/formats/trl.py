@@ -43,21 +43,21 @@ LIST = "a list of messages"
 
 
 def prompt_only(row: Row) -> list[Prompt[str] | Conversation]:
-    """``prompt``: something to answer."""
+    """``prompt``: something to answer. No reference."""
     if is_chat(row, "prompt"):
         return [*conversation_prompts([row])]
     return [*prompts([row])]
 
 
 def language_modeling(row: Row) -> list[Demonstration[str] | Conversation]:
-    """``text``, or ``messages`` that end with an answer."""
+    """``text``, or ``messages`` that end with an answer. No reference."""
     if "messages" not in row.values:
         return [*demonstrations([_only(row, "text")])]
     return _answered(_only(row, "messages"))
 
 
 def prompt_completion(row: Row) -> list[Demonstration[str] | Conversation]:
-    """``prompt`` and ``completion``, both text or both messages."""
+    """``prompt`` and ``completion``, both text or both messages. No reference."""
     row = _only(row, "prompt", "completion")
     if is_chat(row, "prompt", "completion"):
         return _answered(row)
@@ -65,7 +65,10 @@ def prompt_completion(row: Row) -> list[Demonstration[str] | Conversation]:
 
 
 def preference(row: Row) -> list[Preference[Any]]:
-    """``prompt``, ``chosen`` and ``rejected``, all text or all messages."""
+    """``prompt``, ``chosen`` and ``rejected``, all text or all messages.
+
+    No reference.
+    """
     if not is_chat(row, "prompt", "chosen", "rejected"):
         text_column(row, "prompt", empty=True)
         return [*preferences([row])]
@@ -75,7 +78,7 @@ def preference(row: Row) -> list[Preference[Any]]:
 
 
 def implicit_preference(row: Row) -> list[Preference[Any]]:
-    """``chosen`` and ``rejected``, each with the prompt in it."""
+    """``chosen`` and ``rejected``, each with the prompt in it. No reference."""
     if is_chat(row, "chosen", "rejected"):
         return [_common_messages(row)]
     whole = text_column(row, "chosen"), text_column(row, "rejected")
@@ -84,7 +87,7 @@ def implicit_preference(row: Row) -> list[Preference[Any]]:
 
 
 def unpaired(row: Row) -> list[Labeled[Any]]:
-    """``label`` with ``prompt`` and ``completion``, or with ``text``."""
+    """``label`` with ``prompt`` and ``completion``, or with ``text``. No reference."""
     if not is_chat(row, "prompt", "completion"):
         return [*labels([_only(row, "prompt", "completion", "text", "label")])]
     prompt = _asked(row)
@@ -94,7 +97,10 @@ def unpaired(row: Row) -> list[Labeled[Any]]:
 
 
 def stepwise(row: Row) -> list[Labeled[str]]:
-    """``prompt``, ``completions``, ``labels``: each step after those before it."""
+    """``prompt``, ``completions``, ``labels``: each step after those before it.
+
+    No reference.
+    """
     before = text_column(row, "prompt", empty=True)
     steps = list_column(row, "completions", "a list of steps")
     wanted = f"{len(steps)} labels, one a step"
@@ -111,7 +117,7 @@ def stepwise(row: Row) -> list[Labeled[str]]:
 
 
 def is_chat(row: Row, *columns: str) -> bool:
-    """Whether one of the columns holds a list, as that of messages is."""
+    """Whether one of the columns holds a list, as that of messages is. No reference."""
     return any(isinstance(row.values.get(column), list | tuple) for column in columns)
 
 

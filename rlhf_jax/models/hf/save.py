@@ -163,6 +163,8 @@ def generation_config(raw: Mapping[str, Any], stop_ids: Sequence[int] = ()) -> s
 def llama_config(config: TransformerConfig) -> dict[str, Any]:
     """config.json of a network that was made here: a Llama, if it is one.
 
+    No reference.
+
     What it cannot say is found by reading it back, in `save_pretrained`.
     """
     c = config
