@@ -129,6 +129,7 @@ class Sampled(NamedTuple):
     scores: Array  # [N, B/N]
     experience: Any  # what an update learns from
     metrics: Metrics
+    ref_logprobs: Array | None = None  # [N, B/N, T] nats, a token; None: not kept
 
 
 def make_draw(
@@ -208,7 +209,7 @@ def make_compare(
     def compare(state: PolicyState, drawn: Drawn) -> Sampled:
         rollout, scores, best, _ = drawn
         found = step(state, ref_params, rollout, scores, frozen, best)
-        return Sampled(rollout, scores, *found)
+        return Sampled(rollout, scores, *found, ref_logprobs=found[0].ref_logprobs)
 
     return compare
 

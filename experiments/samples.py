@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.rollouts import Sampled, decode
+from experiments.pieces import token_kl, token_texts
+from experiments.rollouts import Sampled, decode, response_ids
 from rlhf_jax.parallel import unshard
 from rlhf_jax.processes import is_first
 from rlhf_jax.rewards import RewardFunction, call_reward_function
@@ -34,6 +35,8 @@ class Evaluation(NamedTuple):
     scores: np.ndarray
     gold: np.ndarray | None
     metrics: dict[str, float]
+    tokens: list[list[str]]  # of each completion; joined they are its text
+    kl: list[list[float]] | None  # nats, log π − log π_ref of each of these tokens
 
     def summary(self) -> dict[str, float]:
         """The numbers that LABELS names."""
@@ -50,10 +53,13 @@ class Evaluation(NamedTuple):
     def row(self, i: int) -> dict[str, Any]:
         """One sample, for samples.jsonl."""
         gold = {} if self.gold is None else {"gold": float(self.gold[i])}
+        tokens: dict[str, Any] = {"tokens": self.tokens[i]}
         return {
             "completion": self.completions[i],
             "score": float(self.scores[i]),
-        } | gold
+            **gold,
+            **(tokens if self.kl is None else tokens | {"kl": self.kl[i]}),
+        }
 
 
 def evaluate_policy(
@@ -66,12 +72,17 @@ def evaluate_policy(
 ) -> Evaluation:
     """Samples of the policy, the same randomness each time."""
     sampled = sampled_of(state, prompts, key)
-    texts = decode(tokenizer, unshard(sampled.rollout))
+    rollout = unshard(sampled.rollout)
+    texts = decode(tokenizer, rollout)
+    ids = zip(response_ids(rollout), texts[1], strict=True)
+    ref_logprobs = unshard(sampled.ref_logprobs)  # None is a tree without leaves
     return Evaluation(
         *texts,
         scores=np.asarray(unshard(sampled.scores)),
         gold=None if gold is None else call_reward_function(gold, *texts),
         metrics=sampled.metrics.compute(),
+        tokens=[token_texts(tokenizer, *of) for of in ids],
+        kl=None if ref_logprobs is None else token_kl(rollout, ref_logprobs),
     )
 
 

@@ -121,19 +121,24 @@ def load_json(path: str | Path) -> Any:
         raise RunError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """The values of nested dicts, by dotted names. No reference.
+
+    >>> flat({"optim": {"eps": 1e-5}, "seed": 0})
+    {'optim.eps': 1e-05, 'seed': 0}
+    """
     if not isinstance(value, dict) or not value:
         return {name: value}
     fields = {}
     for key, item in value.items():
-        fields |= _flat(item, f"{name}.{key}" if name else key)
+        fields |= flat(item, f"{name}.{key}" if name else key)
     return fields
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     """What has changed: name -> old and new value."""
     old, new = (
-        _flat({k: v for k, v in config.items() if k not in _NOT_COMPARED})
+        flat({k: v for k, v in config.items() if k not in _NOT_COMPARED})
         for config in (old, new)
     )
     show = lambda config, name: (
@@ -302,7 +307,7 @@ def config_texts(config: "DataclassInstance") -> dict[str, str]:
     >>> config_texts(Config())
     {'lr': '3e-06', 'layers': '[1, 2]'}
     """
-    fields = _flat(dataclasses.asdict(config))
+    fields = flat(dataclasses.asdict(config))
     return {
         name: json.dumps(value, default=_as_json)
         for name, value in fields.items()

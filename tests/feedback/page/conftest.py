@@ -1,10 +1,10 @@
 """A browser without a window, where the system has one."""
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from chromium import chromium
 from feedback.page.running import IMAGE, SCRIPT, serving, write_rows
 
 from rlhf_jax.feedback.page import ServeConfig
@@ -13,19 +13,8 @@ from rlhf_jax.feedback.page import ServeConfig
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium of the system, without a window."""
-    driver = pytest.importorskip("playwright.sync_api")
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no chromium here: apt-get install chromium")
-    flags = "no-sandbox disable-gpu disable-quic no-first-run disable-sync"
-    flags += " disable-background-networking disable-component-update"
-    args = [f"--{flag}" for flag in flags.split()]
-    with driver.sync_playwright() as playwright:
-        running = playwright.chromium.launch(
-            executable_path=found, args=args, timeout=120_000
-        )
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from report.made import log as write
 
 from rlhf_jax import report
 from rlhf_jax.report import main, read_curves, write_report
+from rlhf_jax.report.curves import moving_average
 from rlhf_jax.rundir import RunError
-from rlhf_jax.tracking import MetricsLogger, TrackingConfig
-
-
-def write(run, rows):
-    run.mkdir(parents=True, exist_ok=True)
-    with MetricsLogger(run, TrackingConfig(), restored_step=None) as logger:
-        for step, metrics in rows:
-            logger.log(step, metrics)
 
 
 def drawn(monkeypatch, run):
@@ -90,9 +84,9 @@ def test_moving_average_by_hand():
     # Five points: reach 1. NaN counts for nothing, the ends have a shorter window.
     values = np.array([1.0, 2.0, np.nan, 4.0, 8.0])
     np.testing.assert_allclose(
-        report._moving_average(values), [1.5, 1.5, 3.0, 6.0, 6.0], rtol=1e-15
+        moving_average(values), [1.5, 1.5, 3.0, 6.0, 6.0], rtol=1e-15
     )
-    gone = report._moving_average(np.array([np.nan, np.inf, np.nan, np.nan, 1.0]))
+    gone = moving_average(np.array([np.nan, np.inf, np.nan, np.nan, 1.0]))
     np.testing.assert_array_equal(np.isnan(gone), [True, True, True, False, False])
 
 
@@ -107,7 +101,8 @@ def test_no_metrics_and_no_known_metrics(tmp_path):
 def test_command_line(tmp_path, capsys):
     write(tmp_path, [(1, {"sft/loss": 3.0})])
     assert main([str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"{tmp_path}/report.png\n"
+    made = [f"{tmp_path}/report.{kind}" for kind in ("png", "html")]
+    assert capsys.readouterr().out.split() == made
     assert main([str(tmp_path / "none")]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
