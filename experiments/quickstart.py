@@ -23,7 +23,7 @@ from experiments.inputs import DataConfig
 from experiments.runs import LoraOptions
 from rlhf_jax.data import load_tiny_reviews, oracle_accuracy
 from rlhf_jax.models.lora import PROJECTIONS
-from rlhf_jax.report import write_report
+from rlhf_jax.report import write_page, write_report
 from rlhf_jax.rundir import create_run_dir, save_json
 from rlhf_jax.terminal import print_table
 
@@ -63,8 +63,10 @@ def main(config: Config) -> None:
             break
     save_json(run_dir / "summary.json", results)
     write_report(run_dir)
+    page = write_page([run_dir])
     if config.until == "ppo":
-        print_results(results, run_dir)
+        print_results(results)
+    print(f"curves, samples, options: {page}")
 
 
 def write_data(data_dir: Path) -> Path:
@@ -143,7 +145,7 @@ def adapters(lora: LoraOptions) -> dict[str, Any]:
     return {"lora": lora, "optim": optim}
 
 
-def print_results(results: dict[str, float], run_dir: Path) -> None:
+def print_results(results: dict[str, float]) -> None:
     """The table that says whether it worked."""
     r = results
     print_table(
@@ -177,7 +179,6 @@ def print_results(results: dict[str, float], run_dir: Path) -> None:
             ],
         ],
     )
-    print(f"curves: {run_dir / 'report.png'}  samples: {run_dir / 'ppo/samples.jsonl'}")
 
 
 if __name__ == "__main__":

@@ -65,10 +65,19 @@ def progress(
         yield advance
 
 
+def printable(text: str) -> str:
+    """Text without control characters, which could upset a terminal. No reference.
+
+    >>> printable("good\\x1b[2J")
+    'good\ufffd[2J'
+    """
+    return "".join(c if c == "\n" or c.isprintable() else "\ufffd" for c in text)
+
+
 def _cell(value: object) -> Text:
-    """Text as it is: no markup, and no control characters to upset a terminal."""
+    """Text as it is: no markup."""
     shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return Text("".join(c if c == "\n" or c.isprintable() else "\ufffd" for c in shown))
+    return Text(printable(shown))
 
 
 def _print(table: Table) -> None:

@@ -1,6 +1,6 @@
 """The curves of a run, and ``report.png``: all of them in one picture."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +96,7 @@ def moving_average(values: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0.5)
 
 
-def panel_lines(panel: Panel, runs: Sequence[Mapping]) -> Iterator[Line]:
+def panel_lines(panel: Panel, runs: Sequence[Curves]) -> Iterator[Line]:
     """The curves of a panel: a colour a metric, or a colour a run where there are more.
 
     Args:
@@ -110,7 +110,8 @@ def panel_lines(panel: Panel, runs: Sequence[Mapping]) -> Iterator[Line]:
             colour = COLOURS[index if alone else number]
             label = panel.metrics[name] if alone and len(shown) > 1 else None
             dashed = not alone and index > 0
-            yield Line(*curves[name], colour, label, dashed)
+            steps, values = curves[name]
+            yield Line(steps, values, colour, label, dashed)
 
 
 def draw_lines(axes: Axes, lines: Sequence[Line], *, size: float = 9) -> None:
@@ -141,7 +142,7 @@ def plain_axes(axes: Axes, *, size: float) -> None:
     axes.spines[["left", "bottom"]].set_color("#b3b3b3")
 
 
-def smoothed(curves: Mapping) -> bool:
+def smoothed(curves: Curves) -> bool:
     """Whether one of the curves is long enough for a moving average."""
     return any(len(steps) >= _SMOOTH_FROM for steps, _ in curves.values())
 
@@ -202,7 +203,7 @@ def write_report(run_dir: str | Path) -> Path:
     return path
 
 
-def drawn_panels(runs: Sequence[Mapping], named: str) -> list[Panel]:
+def drawn_panels(runs: Sequence[Curves], named: str) -> list[Panel]:
     """Panels of which a run has a metric.
 
     Raises:

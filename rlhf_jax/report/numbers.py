@@ -30,6 +30,7 @@ _LABELS = {
     "preference/eval_accuracy": ("Preferences: accuracy, held out", "share"),
     "preference/eval_loss": ("Preferences: loss, held out", "loss a pair"),
     "preference/eval_margin": ("Preferences: margin, held out", "implied score"),
+    "sft/eval_loss": ("Supervised fine-tuning: loss, held out", "nats a token"),
     "judgements": ("Judgements held out", "count"),
 }
 _FRONTIERS = {"objective/gold": "Gold reward", "objective/score": "Learned reward"}
