@@ -36,6 +36,24 @@ def _metrics(run_dir):
     return (run_dir / "metrics.jsonl").read_text()
 
 
+def check_tokens(run_dir, summary):
+    """Of 8 samples: tokens joined are the text, their KL adds up to the summary's."""
+    rows = (run_dir / "samples.jsonl").read_text().splitlines()
+    assert len(rows) == 8
+    for when in ("before", "after"):
+        sides = [json.loads(row)[when] for row in rows]
+        for side in sides:
+            assert "".join(side["tokens"]) == side["completion"]
+        lengths = [len(side["tokens"]) for side in sides]
+        assert sum(lengths) / 8 == summary[f"{when}/response_length"]
+        if f"{when}/kl" not in summary:  # there is no reference
+            assert not any("kl" in side for side in sides)
+            continue
+        assert [len(side["kl"]) for side in sides] == lengths
+        total = sum(sum(side["kl"]) for side in sides)
+        assert total / 8 == pytest.approx(summary[f"{when}/kl"], abs=2e-4)
+
+
 def test_sft_and_reward_leave_what_the_next_stage_needs(toys):
     for stage in ("sft", "reward"):
         run_dir = toys.root / stage
@@ -67,7 +85,7 @@ def test_ppo_trains_and_its_policy_can_be_loaded(toys, tmp_path, critic):
     assert rows[0]["first/ratio_max"] == pytest.approx(1, abs=1e-4)
     assert rows[0]["first/approx_kl"] < 1e-6
     assert rows[0]["first/clip_fraction"] == 0
-    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 8
+    check_tokens(tmp_path, summary)
     # The trained policy is a policy stage: fine-tuning may go on from it.
     sft.main(toys.sft(tmp_path / "more", policy=tmp_path))
 
@@ -88,7 +106,7 @@ def test_groups_train_a_policy_without_a_critic(toys, tmp_path, preset):
         assert summary["after/kl"] != summary["before/kl"]
     else:  # there is no reference
         assert "before/kl" not in summary and "objective/kl" not in rows[0]
-    assert len((tmp_path / "run/samples.jsonl").read_text().splitlines()) == 8
+    check_tokens(tmp_path / "run", summary)
     if preset == "grpo":
         export.main(export.Config(tmp_path / "run", tmp_path / "out"))
         card = (tmp_path / "out/README.md").read_text()
