@@ -217,7 +217,7 @@ def calibrations(runs: Sequence[Run]) -> list[dict[str, Any]]:
                     "name": clean(name),
                     "numbers": {
                         short: _value(values[short])
-                        for short in ("ece", "brier")
+                        for short in ("ece", "ece_by_chance", "brier")
                         if short in values
                     },
                     "bins": [_cells(b, "predicted", "observed") for b in bins],

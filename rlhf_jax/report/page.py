@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jinja2
 
+from rlhf_jax.processes import is_first
 from rlhf_jax.report import numbers, rows
 from rlhf_jax.report.curves import COLOURS
 from rlhf_jax.report.reading import read_runs
@@ -30,7 +31,8 @@ def write_page(run_dirs: Sequence[str | Path], out: str | Path | None = None) ->
     No reference. Sections are there where their files are: what samples were like
     before and after, rewards over √KL, curves, samples with the KL of their tokens, the
     reward model's calibration, faults, rows put aside, and options, of several runs
-    those that differ. Equal runs give equal bytes.
+    those that differ. Equal runs give equal bytes. Of several processes the first one
+    writes.
 
     Args:
       run_dirs: directories of runs, six at most; what lies one directory below is of
@@ -60,6 +62,8 @@ def write_page(run_dirs: Sequence[str | Path], out: str | Path | None = None) ->
     path = Path(
         out or (Path(run_dirs[0], PAGE_FILE) if len(run_dirs) == 1 else PAGE_FILE)
     )
+    if not is_first():
+        return path
     text = _page(run_dirs)
     try:
         path.write_text(text, encoding="utf-8")

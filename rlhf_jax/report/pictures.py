@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -117,8 +117,9 @@ def reliability_picture(bins: Sequence[dict[str, Any]]) -> Callable[[Axes], None
         axes.plot(x, y, color=COLOURS[0], linewidth=1.6)
         size = [12 + 90 * b["count"] / most for b in bins]
         axes.scatter(x, y, s=size, color=COLOURS[0], linewidths=0)
-        _shares(axes, "y")
-        _shares(axes, "x")
+        begin = 0.5 if min(x + y) >= 0.5 else 0.0
+        _shares(axes, "x", begin)
+        _shares(axes, "y", begin)
         axes.set_xlabel("predicted share", fontsize=_SIZE)
         plain_axes(axes, size=_SIZE)
 
@@ -140,18 +141,15 @@ def margin_picture(margins: Sequence[dict[str, Any]]) -> Callable[[Axes], None]:
         labels = [f"{m['low']:.2g}–{m['high']:.2g}" for m in margins]
         axes.set_xticks(x, labels)
         axes.set_xlim(-0.5, len(margins) - 0.5)
-        _shares(axes, "y")
+        _shares(axes, "y", 0.5 if np.nanmin([y, low]) >= 0.5 else 0.0)
         axes.set_xlabel("difference of scores", fontsize=_SIZE)
         plain_axes(axes, size=_SIZE if len(margins) <= 6 else _SIZE - 2)
 
     return draw
 
 
-def _shares(axes: Axes, which: str) -> None:
-    """From 0 to 1."""
-    if which == "x":
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_xticks(np.linspace(0, 1, 5))
-    else:
-        axes.set_ylim(-0.02, 1.04)
-        axes.set_yticks(np.linspace(0, 1, 5))
+def _shares(axes: Axes, which: Literal["x", "y"], begin: float) -> None:
+    """From so much to 1."""
+    rim = 0.03 * (1 - begin)
+    limits = {f"{which}lim": (begin - rim, 1 + rim)}
+    axes.set(**limits, **{f"{which}ticks": np.linspace(begin, 1, 6)})

@@ -24,6 +24,7 @@ class Run(NamedTuple):
     calibrations: dict[str, dict[str, Any]]
     quarantined: dict[str, list[dict[str, Any]]]
     faults: dict[str, list[dict[str, Any]]]
+    alarms: dict[str, list[dict[str, Any]]]
     options: dict[str, Any]  # of all stages, by dotted names
 
 
@@ -64,6 +65,7 @@ def _read(path: Path, name: str) -> Run:
         "calibrations": each("calibration.json", load_json),
         "quarantined": each("quarantine.jsonl", _read_lines),
         "faults": each(FAULTS_FILE, _read_lines),
+        "alarms": each("alarms.jsonl", _read_lines),
     }
     curves: Curves = {}
     if metrics_files(path) or not any(found.values()):

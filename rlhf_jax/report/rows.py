@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rlhf_jax.data.sorting import reason_kind
+from rlhf_jax.guards import FAULTS_FILE
 from rlhf_jax.report.reading import Run
 from rlhf_jax.report.texts import (
     Change,
@@ -159,17 +160,21 @@ def faults(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [
         {
             "name": _name(run, stage, runs),
+            "file": file,
             "count": len(rows),
             "rows": [(row.get("step", "—"), _fault(row)) for row in rows[:FAULTS]],
         }
         for run in runs
-        for stage, rows in run.faults.items()
+        for file, found in ((FAULTS_FILE, run.faults), ("alarms.jsonl", run.alarms))
+        for stage, rows in found.items()
         if rows
     ]
 
 
 def _fault(row: dict[str, Any]) -> str:
     """One line: what is known of it, in the file's own words."""
+    if "text" in row:  # an alarm
+        return clean(f"{row['text']} ({row.get('on_alarm', 'warn')})")
     parts = []
     if row.get("skipped"):
         parts.append(f"{row['skipped']} of {row.get('updates', '?')} updates skipped")

@@ -61,10 +61,10 @@ def write_run(run, *, coef=0.1, steps=40):
     write_lines(run / "ppo" / "samples.jsonl", samples)
     bins = [
         {
-            "low": i / 10,
-            "high": (i + 1) / 10,
-            "predicted": (i + 0.5) / 10,
-            "observed": min(1.0, (i + 0.5) / 10 + 0.03 * math.sin(i)),
+            "low": 0.5 + i / 20,
+            "high": 0.5 + (i + 1) / 20,
+            "predicted": 0.525 + i / 20 if i else None,  # as there are none
+            "observed": min(1.0, 0.525 + i / 20 + 0.03 * math.sin(i)) if i else None,
             "count": 5 * i,
         }
         for i in range(10)
@@ -90,6 +90,9 @@ def write_run(run, *, coef=0.1, steps=40):
     write_lines(run / "reward" / "quarantine.jsonl", faulty)
     fault = {"step": 7, "rows": [3, 4], "skipped": 1, "updates": 4, "in_a_row": 0.25}
     fault["not_finite"] = {"policy/loss": "NaN"}
-    write_lines(run / "ppo" / "faults.jsonl", [fault, {"step": 9, "alarm": SCRIPT}])
+    spike = {"step": 9, "rows": [5], "spike": {"policy/loss": 9.0, "median": 1.5}}
+    write_lines(run / "ppo" / "faults.jsonl", [fault, spike])
+    alarm = {"step": 22, "kinds": ["repetition"], "text": SCRIPT, "on_alarm": "warn"}
+    write_lines(run / "ppo" / "alarms.jsonl", [alarm])
     config = {"run_dir": str(run), "seed": 0, "algorithm": {"kl": {"coef": coef}}}
     (run / "ppo" / "config.json").write_text(json.dumps(config))

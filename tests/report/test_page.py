@@ -104,7 +104,7 @@ def test_results_are_those_of_the_summary(root, page, both):
     )
     [accuracy] = read.row("Reward model: accuracy")[1:]
     assert accuracy["values"][0]["exact"] == "0.8331"
-    assert "Stopped: KL budget &lt;script&gt;" in page
+    assert "Ended: KL budget &lt;script&gt;" in page
     ends = [cell["values"][1]["exact"] for cell in Read(both).row("KL from the")[1:]]
     assert ends == ["3.15", "3.23"]
 
@@ -197,7 +197,9 @@ def test_a_first_row_of_faults_and_of_what_was_put_aside(page):
     read = Read(page)
     what = read.row("7")[1]["text"]
     assert what == "1 of 4 updates skipped; policy/loss = NaN; rows 3, 4"
-    assert read.row("9")[1]["text"] == f"alarm: {SCRIPT}"
+    spike = read.row("9")[1]["text"]
+    assert spike == 'spike: {"policy/loss": 9.0, "median": 1.5}; rows 5'
+    assert read.row("22")[1]["text"] == f"{SCRIPT} (warn)"
     assert read.row("column 'chosen': expected text")[1]["text"] == "7"
 
 
