@@ -17,7 +17,12 @@ html_static_path: list[str] = []
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"
+# The tutorial runs whenever Sphinx reads it. Not "cache": that looks at the page alone,
+# and would show old numbers after the library has changed.
+nb_execution_mode = "force"
+nb_execution_timeout = 900  # seconds a cell, on a busy machine
+nb_execution_raise_on_error = True
+nb_output_stderr = "remove"  # notes of libraries, which depend on the machine
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
