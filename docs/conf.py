@@ -20,7 +20,7 @@ myst_heading_anchors = 3
 # The tutorial runs whenever Sphinx reads it. Not "cache": that looks at the page alone,
 # and would show old numbers after the library has changed.
 nb_execution_mode = "force"
-nb_execution_timeout = 900  # seconds a cell, on a busy machine
+nb_execution_timeout = 3600  # seconds a cell, on a machine as busy as can be
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove"  # notes of libraries, which depend on the machine
 
