@@ -23,6 +23,7 @@ nb_execution_mode = "force"
 nb_execution_timeout = 3600  # seconds a cell, on a machine as busy as can be
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove"  # notes of libraries, which depend on the machine
+nb_merge_streams = True  # what a cell prints is one block
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
