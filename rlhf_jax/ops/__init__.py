@@ -39,6 +39,7 @@ from rlhf_jax.ops.preference_weights import (
 from rlhf_jax.ops.process_loss import process_reward_loss
 from rlhf_jax.ops.reduction import loss_weights
 from rlhf_jax.ops.reference_free_loss import reference_free_loss
+from rlhf_jax.ops.repetition import repetition
 from rlhf_jax.ops.reward_ensemble import ensemble_disagreement, ensemble_reward
 from rlhf_jax.ops.reward_loss import (
     binary_reward,
@@ -100,6 +101,7 @@ __all__ = [
     "reference_free_loss",
     "regression_reward_loss",
     "remax_advantages",
+    "repetition",
     "scale_by_temperature",
     "supervised_loss",
     "token_entropy",

@@ -183,6 +183,16 @@ def personal(pooled, features, who):
     return each(at, pooled)
 
 
+def repetition(x, mask, *, ngram, above):
+    def at(row, owned):
+        starts = range(len(row) - ngram + 1)
+        whole = [i for i in starts if all(owned[i : i + ngram])]
+        grams = [tuple(v > above for v in row[i : i + ngram]) for i in whole]
+        return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+    return np.array([at(*pair) for pair in zip(x, mask, strict=True)])
+
+
 ORACLES: dict[str, Callable[..., Any]] = {
     "masked_sum": lambda x, mask: (sum(x[mask]), len(x[mask])),
     "masked_mean": lambda x, mask: mean(x[mask]),
@@ -231,6 +241,8 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "ensemble_disagreement": lambda scores: np.array(
         [np.sqrt(variance(s)) for s in scores]
     ),
+    "repetition": partial(repetition, ngram=2, above=0.0),
+    "repetition[1]": partial(repetition, ngram=1, above=0.5),
     "pairwise_accuracy": lambda c, r: each(lambda i: float(c[i] > r[i]), c),
     **POLICY_ORACLES,
     **preference_oracles.oracles(),

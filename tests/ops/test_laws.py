@@ -166,6 +166,17 @@ ROWS = {
     "ensemble_disagreement": Row(
         lambda s: ops.ensemble_disagreement(s.T), floats((B, K))
     ),
+    # Signs as tokens; garbage is one, too.
+    "repetition": Row(
+        lambda x, m: ops.repetition((x > 0).astype(jnp.int32), m),
+        with_mask(BT),
+        under_mask,
+    ),
+    "repetition[1]": Row(
+        lambda x, m: ops.repetition((x > 0.5).astype(jnp.int32), m, ngram=1),
+        with_mask(BT),
+        under_mask,
+    ),
     "pairwise_accuracy": Row(ops.pairwise_accuracy, floats((B,), (B,))),
     "preference_loss[masked]": masked_preference_row("dpo"),
     "preference_loss[aot, masked]": masked_preference_row("aot"),
