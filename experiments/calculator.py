@@ -11,10 +11,11 @@ Measured: see docs/interaction.md.
 """
 
 import dataclasses
-import functools
 import re
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from experiments.interactions import Conversed, make_converse
 from experiments.problems import problem_data, write_products
 from experiments.resuming import resume_state, saving, start_run
 from experiments.runs import ResumeConfig, on_batches
+from experiments.watching import Watch, WatchConfig
 from rlhf_jax.data import encode_texts
 from rlhf_jax.interaction import InteractionConfig, calculator
 from rlhf_jax.models import TransformerConfig, policy_apply
@@ -53,7 +55,7 @@ GRPO = dataclasses.replace(GRPO, kl=KLConfig(coef=0.0))
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ResumeConfig):
+class Config(WatchConfig, ResumeConfig):
     """Supervised fine-tuning on few demonstrations, then GRPO with a calculator."""
 
     run_dir: Path = Path("runs/calculator")
@@ -85,6 +87,9 @@ class Config(ResumeConfig):
     save_every: int = 20
     """Iterations between checkpoints."""
 
+    def __post_init__(self):
+        self.check_watched(kl=bool(self.algorithm.kl.coef), softens=False)
+
 
 def main(config: Config) -> dict[str, float]:
     """Trains, and returns the accuracy before and after GRPO, with and without tool."""
@@ -102,21 +107,16 @@ def main(config: Config) -> dict[str, float]:
         config.algorithm.sampling, stop_ids=policy.stop_ids, pad_id=pad_id(tokenizer)
     )
     algorithm = dataclasses.replace(config.algorithm, sampling=sampling)
-    prompts = read_prompts(
-        problem_data(run_dir, "problems"),
-        tokenizer,
-        lengths=(2 * config.digits + 3,),  # with <bos>, * and =
-        run_dir=run_dir,
-        seed=config.seed,
-    )
+    width = 2 * config.digits + 3  # with <bos>, * and =
+    options: Any = {"lengths": (width,), "run_dir": run_dir, "seed": config.seed}
+    prompts = read_prompts(problem_data(run_dir, "problems"), tokenizer, **options)
     completions = sampling.completions
     loader = prompts.loader(config.batch_size // completions, seed=config.seed)
     asked = prompts.held_out_batch(config.held_out)
     [turn_ids] = encode_texts(tokenizer, ["]"])
     turns = InteractionConfig(turn_ids, turns=2, env_tokens=2 * config.digits)
     converse = make_converse(policy, sampling, turns, devices)
-    options = {"ref_apply_fn": apply_fn, "config": algorithm}
-    prepare = functools.partial(experience_step, **options)
+    prepare = partial(experience_step, ref_apply_fn=apply_fn, config=algorithm)
     ins = (None, None, 0, 0)
     compare = data_parallel(prepare, devices, in_axes=ins, out_axes=(0, None))
     update = on_batches(policy_step, devices, donate_state=True, config=algorithm)
@@ -134,11 +134,11 @@ def main(config: Config) -> dict[str, float]:
     whole, start = resume_state(config, whole, loader, tokenizer, policy=policy)
     state = replicate(whole, devices)
     save_model_files(run_dir, policy.model, tokenizer, began=policy, lora=None)
+    watch = Watch(run_dir, config, start, total)
     logger = MetricsLogger(run_dir, TrackingConfig(), restored_step=start)
-    done = start or 0
-    bar = progress("GRPO with a calculator", total, done=done)
-    with logger, bar as advance, saving(config, total, loader) as saves:
-        for step in range(done + 1, total + 1):
+    bar = progress("GRPO with a calculator", total, done=start or 0)
+    with logger, bar as advance, saving(config, total, loader, watch) as saves:
+        for step in watch.steps():
             keys: Array = jax.random.split(jax.random.fold_in(key, step))
             found = converse(
                 state.params, next(loader), tool, key=keys[0], completions=completions
@@ -146,7 +146,8 @@ def main(config: Config) -> dict[str, float]:
             given = shard((found.rollout, scores(found)), devices)
             experience, metrics = compare(state, None, *given)
             state, improved = update(state, experience, None, key=keys[1])
-            logger.log(step, (metrics + improved).compute(), timings={})
+            logger.log(step, line := (metrics + improved).compute(), timings={})
+            watch.add(step, line)
             advance(summary(found))
             if saves.due(step):
                 saves.save(step, state)
@@ -161,7 +162,7 @@ def main(config: Config) -> dict[str, float]:
         "seconds of SFT": sft_seconds,
         "seconds of GRPO": time.perf_counter() - began - sft_seconds,
     }
-    save_json(run_dir / "summary.json", results)
+    save_json(run_dir / "summary.json", results | {"stopped": watch.ended})
     print_table("Held-out products", ["", "found"], [*results.items()])
     return results
 

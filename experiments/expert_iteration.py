@@ -24,14 +24,12 @@ from experiments.choices import check_unpacked, make_choices
 from experiments.logs import ShowRollout, show_plan
 from experiments.networks import make_networks
 from experiments.online import OnlineConfig, read
+from experiments.referees import load_referees, make_others
 from experiments.resuming import resume_state, running, start_run
-from experiments.rollouts import gold_score, make_scorer
-from experiments.runs import (
-    check_batches,
-    check_micro_batches,
-    on_batches,
-)
-from experiments.samples import evaluate_policy, report_samples
+from experiments.rollouts import make_scorer
+from experiments.runs import check_batches, check_micro_batches, on_batches
+from experiments.samples import evaluate_policy
+from experiments.watching import Watch, report_end
 from rlhf_jax.errors import UserError
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate, shard, unshard
@@ -76,6 +74,7 @@ class Config(OnlineConfig):
         sampling = self.expert.sampling
         check_batches(sampling, self.episodes, self.batch_size, self.eval_samples)
         check_unpacked(self)
+        self.check_watched(kl=True, softens=False)
         kept = self.batch_size // sampling.completions
         if self.expert.epochs < 1 or self.expert.rows < 1 or kept % self.expert.rows:
             raise UserError(
@@ -92,7 +91,9 @@ def main(config: Config) -> dict[str, float]:
     check_micro_batches(parts, rows=config.expert.rows, devices=devices)
 
     # 1. Earlier stages and prompts: all is read before anything is compiled.
-    policy, reward, gold, expert, loader, asked = read(config, config.expert)
+    given = read(config, config.expert)
+    policy, reward, gold, expert, loader, asked = given
+    referees = load_referees(config, given)
     tokenizer, model, lora = policy.tokenizer, policy.model, config.lora.config()
     run_key = jax.random.key(config.seed)
     nets = make_networks(policy, reward, None, lora, config.cache_dtype, key=run_key)
@@ -104,7 +105,7 @@ def main(config: Config) -> dict[str, float]:
         f"{config.batch_size:,} completions, reward {config.reward}",
         model,
         trained=nets.params,
-        frozen=(policy.params, nets.judge, nets.frozen),
+        frozen=(policy.params, nets.judge, nets.frozen, referees.params),
         steps=total * updates,
         rows=expert.rows,
         length=config.prompt_length + expert.sampling.max_new_tokens,
@@ -117,6 +118,7 @@ def main(config: Config) -> dict[str, float]:
     ref, judge, frozen = replicate(whole, devices)
     judged = reward, judge, config.reward_kind, tokenizer, devices
     score = make_scorer(*judged, **config.calls())
+    others = make_others(config, given, referees, devices)
     show_rollout = ShowRollout()
     sample = functools.partial(
         sample_alone,
@@ -136,22 +138,22 @@ def main(config: Config) -> dict[str, float]:
     evaluate = functools.partial(evaluate_policy, kept_of, asked, key, tokenizer, gold)
     held = replicate(state, devices)
     before = evaluate(held)
-    state, restored = resume_state(
-        config, state, loader, tokenizer, policy=policy, reward=reward
-    )
+    stages = {"policy": policy, "reward": reward, **referees.judges}
+    state, restored = resume_state(config, state, loader, tokenizer, **stages)
     save_model_files(run_dir, model, tokenizer, began=policy, lora=lora)
     state = held if restored is None else replicate(state, devices)
-    del policy, reward, whole, nets, held  # their arrays: the devices have copies
+    # Their arrays: the devices have copies.
+    del given, policy, reward, referees, stages, whole, nets, held
 
     # 3. Training.
-    start = restored or 0
-    if start == total:
-        print(f"{run_dir}: nothing to do ({total}/{total} rounds)")
-        return report_samples(run_dir, before, evaluate(state))
+    watch = Watch(run_dir, config, restored, total)
+    if watch.nothing_to_do("rounds"):
+        return report_end(run_dir, before, evaluate(state), watch)
     shown: dict[str, Any] = {"reward": "objective/score", "KL": "objective/kl"}
-    with running("rounds", config, total, loader, restored, **shown) as (log, saves):
+    plan = config, total, loader, restored
+    with running("rounds", *plan, watch=watch, **shown) as (log, saves):
         show_rollout.on = log.show
-        for step in range(start + 1, total + 1):
+        for step in watch.steps():
             key = jax.random.fold_in(run_key, step)
             sampled = kept_of(state, next(loader), key)
             kept, metrics = jax.device_get(unshard(sampled.experience)), sampled.metrics
@@ -162,12 +164,12 @@ def main(config: Config) -> dict[str, float]:
                 metrics += improved
             tokens = sampled.metrics.sums["rollout/response_length"]
             log.add(step, metrics, tokens=tokens, scores=sampled.scores)
-            log.also(gold_score(gold, tokenizer, sampled.rollout))
+            log.also(others(sampled))
             log.flush()  # a round is long: its numbers are not kept waiting
             if saves.due(step):
                 saves.save(step, state)
     finish_run(run_dir)
-    return report_samples(run_dir, before, evaluate(state))
+    return report_end(run_dir, before, evaluate(state), watch)
 
 
 def sample_alone(params, ref_params, *args, **options):

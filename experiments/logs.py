@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from experiments.runs import RunConfig
+from experiments.watching import Watch
 from rlhf_jax import processes
 from rlhf_jax.data import Loader
 from rlhf_jax.guards import FAULTS_FILE, Guard
@@ -114,11 +115,12 @@ class RunLog:
         is_due: Callable[[int], bool],
         guard: Guard,
         loader: Loader,
+        watch: Watch | None = None,
     ):
         self.show = functools.partial(advance, steps=0)
         self._logger, self._advance, self._shown = logger, advance, shown
         self._is_due, self._meter, self._guard = is_due, TokenMeter(), guard
-        self._loader = loader
+        self._loader, self._watch = loader, watch
         self._numbers = dict.fromkeys([*shown, "tok/s"], float("nan"))
         self._line: tuple[int, Metrics, dict[str, float]] | None = None
         self._watched: Watched | None = None
@@ -183,6 +185,8 @@ class RunLog:
         found = metrics.compute() | more
         self._line = None
         self._logger.log(step, found, timings={"tokens_per_s": self._meter.rate()})
+        if self._watch is not None:
+            self._watch.add(step, found)
         self._numbers = {name: found[metric] for name, metric in self._shown.items()}
         self._numbers["tok/s"] = self._meter.last
         self.show(self._numbers)
@@ -196,6 +200,7 @@ def run_log(
     loader: Loader,
     restored: int | None,
     every: int = 1,
+    watch: Watch | None = None,
     **shown: str,
 ) -> Iterator[RunLog]:
     """The log of a stage; on leaving it, by Ctrl-C too, its last line is written.
@@ -207,6 +212,7 @@ def run_log(
       loader: of what it learns from.
       restored: the step of the checkpoint that the run goes on from; None for none.
       every: steps between lines of metrics; the last step has one in any case.
+      watch: told of every line, where criteria or alarms may end the run.
       **shown: beside the bar: a short name, and the metric that it stands for; spikes
         are looked for in ``loss``.
     """
@@ -221,7 +227,7 @@ def run_log(
     logger = MetricsLogger(run_dir, config.tracking, restored_step=restored)
     with logger, progress(name, total, done=restored or 0) as advance:
         is_due = lambda step: due(step, every, total)
-        log = RunLog(logger, advance, shown, is_due, guard, loader)
+        log = RunLog(logger, advance, shown, is_due, guard, loader, watch)
         try:
             yield log
         finally:

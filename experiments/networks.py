@@ -68,6 +68,7 @@ def load_reward(
     policy: Stage,
     pretrained: PretrainedConfig,
     label: str | None = None,
+    option: str = "--reward",
 ) -> Stage | RewardFunction:
     """A reward model that reads the policy's tokens, or a function of texts.
 
@@ -77,11 +78,11 @@ def load_reward(
     if ":" in reward:
         return load_reward_function(reward)
     judge = load_stage(
-        Path(reward), "reward", option="--reward", pretrained=pretrained, base=policy
+        Path(reward), "reward", option=option, pretrained=pretrained, base=policy
     )
     if judge.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise UserError(
-            f"--reward {reward}: its tokenizer is not the policy's; train the reward "
+            f"{option} {reward}: its tokenizer is not the policy's; train the reward "
             "model with --policy, so that both read the same tokens"
         )
     if (judge.num_outputs == 1) != (kind == "score"):

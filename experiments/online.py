@@ -17,6 +17,7 @@ from experiments.networks import (
 )
 from experiments.reading import DataConfig, read_data, tokenize_data
 from experiments.runs import RunConfig
+from experiments.watching import WatchConfig
 from rlhf_jax.models import CacheDType
 from rlhf_jax.optim import OptimConfig
 from rlhf_jax.parallel import Where, shard
@@ -30,7 +31,7 @@ from rlhf_jax.types import TokenBatch
 
 
 @dataclasses.dataclass(frozen=True)
-class OnlineConfig(RunConfig):
+class OnlineConfig(WatchConfig, RunConfig):
     """A policy that learns from scores of what it samples."""
 
     policy: Path = Path("runs/sft")
@@ -49,6 +50,9 @@ class OnlineConfig(RunConfig):
     """How often a reward function is called again that was late or raised."""
     gold: str | None = None
     """The truth, as module:function, where it is known: logged, never trained on."""
+    referee: tuple[str, ...] = ()
+    """Rewards as for --reward, such as a model trained on pairs that were held back:
+    they score every response, and nothing is optimised for them."""
     data: DataConfig = DataConfig("tfds:tiny_reviews/prompts:train")
     """Prompts."""
     prompt_words: int | None = None

@@ -24,14 +24,16 @@ from experiments.choices import check_unpacked, make_choices
 from experiments.logs import ShowRollout, show_plan
 from experiments.networks import Networks, make_networks
 from experiments.online import OnlineConfig, read
+from experiments.referees import load_referees, make_others
 from experiments.resuming import resume_state, running, start_run
-from experiments.rollouts import Sampled, gold_score, make_scorer
+from experiments.rollouts import Sampled, make_scorer
 from experiments.runs import (
     check_batches,
     check_micro_batches,
     on_batches,
 )
-from experiments.samples import evaluate_policy, report_samples
+from experiments.samples import evaluate_policy
+from experiments.watching import Watch, report_end
 from rlhf_jax.optim import OptimConfig, make_optimizer
 from rlhf_jax.parallel import local_devices, replicate
 from rlhf_jax.sampling import SamplingConfig
@@ -63,6 +65,7 @@ class Config(OnlineConfig):
         sampling = self.online.sampling
         check_batches(sampling, self.episodes, self.batch_size, self.eval_samples)
         check_unpacked(self)
+        self.check_watched(kl=True, softens=False)
 
 
 def main(config: Config) -> dict[str, float]:
@@ -75,7 +78,9 @@ def main(config: Config) -> dict[str, float]:
     check_micro_batches(parts, rows=config.batch_size // 2, devices=devices)
 
     # 1. Earlier stages and prompts: all is read before anything is compiled.
-    policy, reward, gold, online, loader, asked = read(config, config.online)
+    given = read(config, config.online)
+    policy, reward, gold, online, loader, asked = given
+    referees = load_referees(config, given)
     tokenizer, model, lora = policy.tokenizer, policy.model, config.lora.config()
     run_key = jax.random.key(config.seed)
     nets = make_networks(policy, reward, None, lora, config.cache_dtype, key=run_key)
@@ -85,7 +90,7 @@ def main(config: Config) -> dict[str, float]:
         f"{config.episodes:,} episodes, reward {config.reward}",
         model,
         trained=nets.params,
-        frozen=(policy.params, nets.judge, nets.frozen),
+        frozen=(policy.params, nets.judge, nets.frozen, referees.params),
         steps=total,
         rows=config.batch_size,
         length=config.prompt_length + online.sampling.max_new_tokens,
@@ -99,6 +104,7 @@ def main(config: Config) -> dict[str, float]:
     ref, judge, frozen = replicate(whole, devices)
     judged = reward, judge, config.reward_kind, tokenizer, devices
     score = make_scorer(*judged, **config.calls())
+    others = make_others(config, given, referees, devices)
     show_rollout = ShowRollout()
     pairs_of = make_pairs(nets, online, score, ref, frozen, devices, show_rollout)
     update = on_batches(
@@ -117,34 +123,34 @@ def main(config: Config) -> dict[str, float]:
     )
     held = replicate(state, devices)
     before = evaluate(held)
-    state, restored = resume_state(
-        config, state, loader, tokenizer, policy=policy, reward=reward
-    )
+    stages = {"policy": policy, "reward": reward, **referees.judges}
+    state, restored = resume_state(config, state, loader, tokenizer, **stages)
     save_model_files(run_dir, model, tokenizer, began=policy, lora=lora)
     state = held if restored is None else replicate(state, devices)
-    del policy, reward, whole, nets, held  # their arrays: the devices have copies
+    # Their arrays: the devices have copies.
+    del given, policy, reward, referees, stages, whole, nets, held
 
     # 3. Training.
-    start = restored or 0
-    if start == total:
-        print(f"{run_dir}: nothing to do ({total}/{total} iterations)")
-        return report_samples(run_dir, before, evaluate(state))
+    watch = Watch(run_dir, config, restored, total)
+    if watch.nothing_to_do("iterations"):
+        return report_end(run_dir, before, evaluate(state), watch)
     shown: dict[str, Any] = {"reward": "objective/score", "KL": "objective/kl"}
-    with running("online", config, total, loader, restored, **shown) as (log, saves):
+    plan = config, total, loader, restored
+    with running("online", *plan, watch=watch, **shown) as (log, saves):
         show_rollout.on = log.show
-        for step in range(start + 1, total + 1):
+        for step in watch.steps():
             key = jax.random.fold_in(run_key, step)
             sampled = pairs_of(state, next(loader), key)
             state, improved = update(state, sampled.experience, frozen)
             tokens = sampled.metrics.sums["rollout/response_length"]
             found = sampled.metrics + improved
             log.add(step, found, tokens=tokens, scores=sampled.scores)
-            log.also(gold_score(gold, tokenizer, sampled.rollout))
+            log.also(others(sampled))
             log.flush()  # an iteration is long: its numbers are not kept waiting
             if saves.due(step):
                 saves.save(step, state)
     finish_run(run_dir)
-    return report_samples(run_dir, before, evaluate(state))
+    return report_end(run_dir, before, evaluate(state), watch)
 
 
 def make_pairs(

@@ -24,21 +24,12 @@ from experiments.dynamic_sampling import make_draws
 from experiments.logs import ShowRollout, show_plan
 from experiments.networks import choose_critic, make_networks
 from experiments.online import OnlineConfig, read, read_demonstrations
+from experiments.referees import load_referees, make_others
 from experiments.resuming import resume_state, running, start_run
-from experiments.rollouts import (
-    gold_score,
-    make_compare,
-    make_draw,
-    make_packing,
-    make_scorer,
-)
-from experiments.runs import (
-    PartsConfig,
-    check_batches,
-    check_micro_batches,
-    on_devices,
-)
-from experiments.samples import evaluate_policy, report_samples
+from experiments.rollouts import make_compare, make_draw, make_packing, make_scorer
+from experiments.runs import PartsConfig, check_batches, check_micro_batches, on_devices
+from experiments.samples import evaluate_policy
+from experiments.watching import Watch, report_end
 from rlhf_jax.errors import UserError
 from rlhf_jax.optim import make_optimizer
 from rlhf_jax.parallel import Where, data_parallel, replicate, shard, unshard
@@ -83,6 +74,8 @@ class Config(OnlineConfig, PartsConfig):
                 raise UserError(f"{name} = {value}: expected {least} or more")
             if value > least and self.prompt_buckets:
                 raise UserError(f"{name} = {value}: expected no prompt_buckets with it")
+        leash = bool(self.algorithm.kl.coef)
+        self.check_watched(kl=leash, softens=leash)
         if bool(self.algorithm.ptx_coef) != (self.demonstrations is not None):
             raise UserError("ptx_coef and demonstrations: expected both or none")
         if self.demonstrations is not None and self.pack_length is not None:
@@ -97,7 +90,9 @@ def main(config: Config, devices: Where) -> dict[str, float]:
     check_micro_batches(config.algorithm.micro_batches, rows=rows, devices=devices)
 
     # 1. Earlier stages and prompts: all is read before anything is compiled.
-    policy, reward, gold, algorithm, loader, asked = read(config, config.algorithm)
+    given = read(config, config.algorithm)
+    policy, reward, gold, algorithm, loader, asked = given
+    referees = load_referees(config, given)
     demonstrations = read_demonstrations(
         config, config.demonstrations, policy, config.batch_size, devices
     )
@@ -116,7 +111,7 @@ def main(config: Config, devices: Where) -> dict[str, float]:
         f"{config.episodes:,} episodes, reward {config.reward}",
         model,
         trained=nets.params,
-        frozen=(reference, nets.judge, nets.frozen),
+        frozen=(reference, nets.judge, nets.frozen, referees.params),
         steps=updates,
         rows=rows,
         length=length,
@@ -129,6 +124,7 @@ def main(config: Config, devices: Where) -> dict[str, float]:
     ref, judge, frozen = replicate((reference, nets.judge, nets.frozen), devices)
     judged = reward, judge, config.reward_kind, tokenizer, devices
     score = make_scorer(*judged, **config.calls())
+    others = make_others(config, given, referees, devices)
     show = ShowRollout()
     draw = make_draw(nets, algorithm, score, frozen, devices, report=show.report())
     compare = make_compare(nets, algorithm, ref, frozen, devices)
@@ -147,14 +143,9 @@ def main(config: Config, devices: Where) -> dict[str, float]:
     keys = lambda step: jax.random.split(jax.random.fold_in(run_key, step))
     drawn = make_draws(draw, loader, algorithm, devices, most=config.draws)
     waiting = [drawn(state.params, keys(1 + i)[0]) for i in range(config.lag)]
-    whole, start = resume_state(
-        config,
-        (began, unshard(waiting)),
-        loader,
-        tokenizer,
-        policy=policy,
-        reward=reward,
-    )
+    stages = {"policy": policy, "reward": reward, **referees.judges}
+    whole = began, unshard(waiting)
+    whole, start = resume_state(config, whole, loader, tokenizer, **stages)
     path = f"0/{nets.params_path}"
     save_model_files(
         run_dir, model, tokenizer, began=policy, lora=lora, params_path=path
@@ -163,18 +154,20 @@ def main(config: Config, devices: Where) -> dict[str, float]:
         del state  # its place is needed
         state = replicate(whole[0], devices)
         waiting = [shard(batch, devices) for batch in whole[1]]
-    del policy, reward, reference, nets, began, whole  # the devices have copies
+    # The devices have copies.
+    del given, policy, reward, referees, stages, reference, nets, began, whole
 
     # 3. Training.
-    if start == total:
-        print(f"{run_dir}: nothing to do ({total}/{total} iterations)")
-        return report_samples(run_dir, before, evaluate(state))
+    watch = Watch(run_dir, config, start, total)
+    if watch.nothing_to_do("iterations"):
+        return report_end(run_dir, before, evaluate(state), watch)
     watched: dict[str, Any] = {"reward": "objective/score"}
     if beta:
         watched["KL"] = "objective/kl"
-    with running("Policy", config, total, loader, start, **watched) as (log, saves):
+    plan = config, total, loader, start
+    with running("Policy", *plan, watch=watch, **watched) as (log, saves):
         show.on = log.show
-        for step in range((start or 0) + 1, total + 1):
+        for step in watch.steps():
             waiting.append(drawn(state.params, keys(step + config.lag)[0]))
             batch = waiting.pop(0)
             sampled = compare(state, batch)
@@ -183,12 +176,13 @@ def main(config: Config, devices: Where) -> dict[str, float]:
             tokens = sampled.metrics.sums["rollout/response_length"]
             which: Any = {"rows": batch.asked, "scores": batch.scores}
             log.add(step, sampled.metrics + improved, tokens=tokens, **which)
-            log.also(gold_score(gold, tokenizer, sampled.rollout))
+            log.also(others(sampled))
             log.flush()  # an iteration is long: its numbers are not kept waiting
+            state = watch.soften(state)
             if saves.due(step):
                 saves.save(step, (state, unshard(waiting)))
     finish_run(run_dir)
-    return report_samples(run_dir, before, evaluate(state))
+    return report_end(run_dir, before, evaluate(state), watch)
 
 
 if __name__ == "__main__":

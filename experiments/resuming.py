@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.logs import RunLog, due, run_log
 from experiments.runs import ResumeConfig, RunConfig
+from experiments.watching import Watch
 from rlhf_jax import checkpoint, processes
 from rlhf_jax.data import Loader
 from rlhf_jax.errors import UserError
@@ -132,16 +133,19 @@ class Saves:
         total: int,
         loader: Loader,
         asked: Callable[[], str | None],
+        watch: Watch | None = None,
     ):
         self._config, self._total, self._loader = config, total, loader
-        self._asked = asked
+        self._asked, self._watch = asked, watch
         self._stop: str | None = None  # who asked, once all processes are to stop
         self._running: checkpoint.Saving | None = None
 
     def due(self, step: int) -> bool:
         """Whether it is time: every so often, at the end, and when asked to stop."""
         self._stop = agreed_stop(step, self._asked())
-        return due(step, self._config.save_every, self._total) or bool(self._stop)
+        ended = self._watch is not None and self._watch.ended is not None
+        regular = due(step, self._config.save_every, self._total)
+        return regular or ended or bool(self._stop)
 
     def save(self, step: int, state: Any) -> None:
         """Begins to save; training may go on. If asked to stop, it saves and stops.
@@ -176,7 +180,9 @@ class Saves:
 
 
 @contextmanager
-def saving(config: ResumeConfig, total: int, loader: Loader) -> Iterator[Saves]:
+def saving(
+    config: ResumeConfig, total: int, loader: Loader, watch: Watch | None = None
+) -> Iterator[Saves]:
     """What saves a run's state; on leaving it, the last checkpoint is on disk.
 
     Within it SIGTERM and SIGINT are requests to stop, see `stop_signals`.
@@ -185,9 +191,10 @@ def saving(config: ResumeConfig, total: int, loader: Loader) -> Iterator[Saves]:
       config: run directory, and how often.
       total: steps in all.
       loader: whose place is part of the state.
+      watch: what may end the run before.
     """
     with stop_signals() as asked:
-        saves = Saves(config, total, loader, asked)
+        saves = Saves(config, total, loader, asked, watch)
         try:
             yield saves
         finally:
@@ -202,11 +209,12 @@ def running(
     loader: Loader,
     restored: int | None,
     every: int = 1,
+    watch: Watch | None = None,
     **shown: str,
 ) -> Iterator[tuple[RunLog, Saves]]:
     """A stage's loop: its log and its saves, see `run_log` and `saving`."""
     with (
-        run_log(name, config, total, loader, restored, every, **shown) as log,
-        saving(config, total, loader) as saves,
+        run_log(name, config, total, loader, restored, every, watch, **shown) as log,
+        saving(config, total, loader, watch) as saves,
     ):
         yield log, saves

@@ -37,6 +37,7 @@ _NOT_COMPARED = (
     "devices",
     "mesh",
     "guard",
+    "stop",
     "reward_timeout",
     "reward_retries",
     "stall",

@@ -83,7 +83,8 @@ def test_calculator_in_two_stages(tmp_path, capsys):
     )
     results = calculator.main(config)
     assert 0 <= results["accuracy after GRPO"] <= 1
-    assert load_json(tmp_path / "summary.json") == results
+    summary = load_json(tmp_path / "summary.json")
+    assert summary == results | {"stopped": "all steps"}
     assert (tmp_path / "report.png").stat().st_size > 1000
     steps = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in steps] == [1, 2]
