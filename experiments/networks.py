@@ -65,22 +65,24 @@ class Networks(NamedTuple):
 def load_reward(
     reward: str,
     kind: ScoreKind,
-    policy: Stage,
+    policy: Stage | None,
     pretrained: PretrainedConfig,
     label: str | None = None,
     option: str = "--reward",
 ) -> Stage | RewardFunction:
     """A reward model that reads the policy's tokens, or a function of texts.
 
-    Adapters that were trained on this policy share its arrays. ``label`` says which
-    output of a classifier is the reward; our own have bad and good.
+    Adapters that were trained on this policy share its arrays; None reads texts alone.
+    ``label`` says which output of a classifier is the reward; our own have bad and
+    good.
     """
     if ":" in reward:
         return load_reward_function(reward)
     judge = load_stage(
         Path(reward), "reward", option=option, pretrained=pretrained, base=policy
     )
-    if judge.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+    read = judge if policy is None else policy
+    if judge.tokenizer.get_vocab() != read.tokenizer.get_vocab():
         raise UserError(
             f"{option} {reward}: its tokenizer is not the policy's; train the reward "
             "model with --policy, so that both read the same tokens"

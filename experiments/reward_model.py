@@ -23,6 +23,10 @@ import jax
 
 from experiments import cli
 from experiments.aside import finish_run
+from experiments.calibrating import (
+    make_held_out_differences,
+    write_held_out_calibration,
+)
 from experiments.evaluation import eval_names, held_out_metrics, report_accuracy
 from experiments.inputs import DataConfig
 from experiments.judgements import JUDGEMENTS, Kind, read_judgements
@@ -177,6 +181,9 @@ def main(config: Config, devices: Where) -> dict[str, float]:
                 log.flush()
                 saves.save(step, state)
     finish_run(run_dir)
+    if outputs == 1 and not users:
+        apart = make_held_out_differences(score_fn, state.params, held, devices)
+        write_held_out_calibration(run_dir, apart, data, config.batch_size)
     return report_accuracy(title, run_dir, evaluate())
 
 
