@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from experiments.asking import Asked
 from experiments.best_of_k import LABELS
@@ -154,21 +154,21 @@ def draw_queries(axes: Axes, rewards: np.ndarray, label: str) -> None:
     axes.set_xlabel("queries, in the order of their mean")
     axes.set_ylabel(label)
     axes.set_title("Expected reward of each query", fontsize=11, loc="left")
-    axes.legend(fontsize=8.5, frameon=False, loc="upper left")
+    axes.legend(fontsize=8.5, frameon=False, loc="lower right")
 
 
 def draw_errors(axes: Axes, rewards: np.ndarray, label: str) -> None:
     """Standard error against responses in all, for several responses a query."""
     estimate, (n, k) = expected_reward(rewards), rewards.shape
     total = np.geomspace(max(16, n // 4), 64 * n, 30)
-    for i, responses in enumerate((1, 2, 4, 16, 64)):
+    for i, responses in enumerate((1, 4, 16, 64)):
         error = [
             predicted_standard_error(
                 estimate, queries=t / responses, responses=responses
             )
             for t in total
         ]
-        shade = str(0.75 - 0.15 * i)
+        shade = str(0.75 - 0.2 * i)
         axes.plot(
             total, error, color=shade, linewidth=1.3, label=f"{responses} a query"
         )
@@ -176,8 +176,10 @@ def draw_errors(axes: Axes, rewards: np.ndarray, label: str) -> None:
     axes.plot(*at, "o", color=ORANGE, label=f"this run: {n} × {k}")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
     axes.set_xlabel("responses in all")
     axes.set_ylabel(f"standard error ({label})")
     axes.set_title(

@@ -96,22 +96,25 @@ def show(summary: Row) -> None:
 
 def show_comparison(found: Row, first: str) -> None:
     """Of one judge."""
-    scored = "reward_difference" in found["against_first"][0]
     rows = [
         [
             row["policy"],
-            show_ends(row["win_rate"], 3),
+            show_ends(row["win_rate"]),
             f"{row['wins']:.3f} / {row['ties']:.3f} / {row['losses']:.3f}",
-            show_ends(row["length_controlled"], 3),
-            *([show_ends(row["reward_difference"], 3)] if scored else []),
+            show_ends(row["length_controlled"]),
         ]
         for row in found["against_first"]
     ]
     columns = ["policy", "win rate (95 %)", "won / tie / lost", "at equal length"]
-    columns += ["reward, difference"] * scored
     print_table(f"Against {first}, by {found['judged_by']}", columns, rows)
-    rows = [[row["policy"], show_ends(row["elo"], 0)] for row in found["ratings"]]
-    print_table("Ratings, their mean is 1000", ["policy", "Elo (95 %)"], rows)
+    leads = {r["policy"]: r.get("reward_difference") for r in found["against_first"]}
+    rows = []
+    for row in found["ratings"]:
+        lead = leads.get(row["policy"])
+        shown = "–" if lead is None else show_ends(lead)
+        rows.append([row["policy"], show_ends(row["elo"], 0), shown])
+    columns = ["policy", "Elo (95 %)", f"reward above that of {first}"]
+    print_table("Ratings, their mean is 1000", columns, rows)
     if "position_bias" in found:
         print(
             f"The judge names the first more than half by {found['position_bias']:+.3f}"

@@ -93,7 +93,7 @@ def expected_reward(
 
 
 def predicted_standard_error(
-    found: ExpectedReward, *, queries: int, responses: int
+    found: ExpectedReward, *, queries: float, responses: float
 ) -> float:
     """What more of either would help: SE² = (σ̂²_a + σ̂²_e/K)/N.
 

@@ -72,8 +72,8 @@ def test_the_variances_are_those_that_were_put_in():
     assert found.between == pytest.approx(4, rel=0.1)
     assert found.within == pytest.approx(9, rel=0.05)
     # and what they predict for fewer is what fewer have
-    fewer = expected_reward(2 * query[:1000] + 3 * response[:1000, :1])
-    predicted = predicted_standard_error(found, queries=1000, responses=1)
+    fewer = expected_reward(2 * query[:1000] + 3 * response[:1000, :2])
+    predicted = predicted_standard_error(found, queries=1000, responses=2)
     assert predicted == pytest.approx(fewer.standard_error, rel=0.1)
 
 
