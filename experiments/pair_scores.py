@@ -10,6 +10,7 @@ import numpy as np
 from experiments.judgements import tokenize_labelled
 from experiments.rollouts import score_step
 from rlhf_jax.data import Labeled, Preference, batches, right_padded
+from rlhf_jax.data.records import TokenIds
 from rlhf_jax.data.tokenizing import TooLong
 from rlhf_jax.models import score_apply
 from rlhf_jax.parallel import data_parallel, local_devices, replicate, shard, unshard
@@ -18,8 +19,14 @@ from rlhf_jax.stages import Stage, pad_id
 
 BATCH = 64  # texts at a time on each device
 
-Score = Callable[[Sequence[Preference[Any]]], np.ndarray]
-"""Pairs of texts or of messages -> [P, 2] scores, the preferred first."""
+Pairs = Sequence[Preference[Any]]  # of texts, or of messages
+
+
+class PairScorer(NamedTuple):
+    """A reward, for pairs."""
+
+    check: Callable[[list[Any]], list[Any]]  # the pairs; names one that does not fit
+    score: Callable[[Pairs], np.ndarray]  # [P, 2] float64, the preferred first
 
 
 class Judged(NamedTuple):
@@ -35,12 +42,12 @@ class Judged(NamedTuple):
         return self.scores[:, 0] - self.scores[:, 1]
 
 
-def judge_pairs(pairs: list[Preference[Any]], score: Score) -> Judged:
+def judge_pairs(pairs: list[Preference[Any]], scorer: PairScorer) -> Judged:
     """The pairs with their scores; those of one prompt are a group."""
     numbers: dict[str, int] = {}
     groups = [numbers.setdefault(repr(p.prompt), len(numbers)) for p in pairs]
     lengths = [[len(text_of(y).split()) for y in (p.chosen, p.rejected)] for p in pairs]
-    return Judged(pairs, score(pairs), np.array(lengths), np.array(groups))
+    return Judged(pairs, scorer.score(pairs), np.array(lengths), np.array(groups))
 
 
 def make_pair_scorer(
@@ -48,10 +55,10 @@ def make_pair_scorer(
     kind: ScoreKind,
     too_long: TooLong,
     count: int | None,
-) -> Score:
-    """A function of pairs, by a reward model on so many devices, or by a function."""
+) -> PairScorer:
+    """By a reward model on so many devices, all if None; or by a function."""
     if not isinstance(reward, Stage):
-        return functools.partial(_call, reward)
+        return PairScorer(lambda pairs: pairs, functools.partial(_call, reward))
     devices = local_devices(count)
     score_fn = score_apply(reward.model, num_outputs=reward.num_outputs)
     step = functools.partial(
@@ -59,30 +66,36 @@ def make_pair_scorer(
     )
     mapped = data_parallel(step, devices, in_axes=(None, 0), out_axes=0)
     params, pad = replicate(reward.whole(), devices), pad_id(reward.tokenizer)
-    most = reward.model.max_length
+    limits: Any = {"max_length": reward.model.max_length, "too_long": too_long}
 
-    def score(pairs: Sequence[Preference[Any]]) -> np.ndarray:
+    def tokenize(pairs: Pairs) -> list[Labeled[TokenIds]]:
         flat = [Labeled(p.prompt, y, 1, p.origin) for p in pairs for y in sides(p)]
-        limits: Any = {"max_length": most, "too_long": too_long}
-        examples, _ = tokenize_labelled(flat, reward.tokenizer, **limits)
+        return tokenize_labelled(flat, reward.tokenizer, **limits)[0]
+
+    def check(pairs: list[Any]) -> list[Any]:
+        tokenize(pairs)
+        return pairs
+
+    def score(pairs: Pairs) -> np.ndarray:
+        examples = tokenize(pairs)
         longest = max((len(e.prompt + e.completion) for e in examples), default=1)
-        length = min(-(-longest // 16) * 16, most)  # few lengths, few programs
+        length = -(-longest // 16) * 16  # few lengths, few programs
         collate = lambda rows: right_padded(
             [e.prompt for e in rows],
             [e.completion for e in rows],
-            length=length,
+            length=min(length, limits["max_length"]),
             pad_id=pad,
         )
         found = [
             np.asarray(unshard(mapped(params, shard(batch, devices))))[real]
             for batch, real in batches(examples, BATCH * len(devices), collate)
         ]
-        return np.concatenate(found).reshape(-1, 2).astype(np.float64)
+        return np.concatenate([np.zeros(0), *found]).reshape(-1, 2)
 
-    return score
+    return PairScorer(check, score)
 
 
-def _call(reward: RewardFunction, pairs: Sequence[Preference[Any]]) -> np.ndarray:
+def _call(reward: RewardFunction, pairs: Pairs) -> np.ndarray:
     prompts = [text_of(p.prompt) for p in pairs for _ in range(2)]
     texts = [text_of(y) for p in pairs for y in sides(p)]
     scores = call_reward_function(reward, prompts, texts)

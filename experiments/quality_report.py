@@ -73,11 +73,12 @@ def show_edits(edits: dict[str, Found]) -> None:
             _number(row["change"]),
             show_ends(row["flips"]),
             row["texts"],
+            row["pairs_too_long"],
         ]
         for name, row in edits.items()
     ]
     columns = ["edit", "shift (std of scores)", "mean |change|", "orders that flip"]
-    print_table("Edits that must not matter", [*columns, "texts"], rows)
+    print_table("Edits that must not matter", [*columns, "texts", "too long"], rows)
 
 
 def _number(x: float | None, form: str = ".3f") -> str:

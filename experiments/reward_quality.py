@@ -12,6 +12,7 @@ quality.json and a picture: docs/evaluation.md.
 """
 
 import dataclasses
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from experiments.networks import fit_to_policy, load_reward
 from experiments.numbers import ends, known
 from experiments.pair_scores import (
     Judged,
-    Score,
+    PairScorer,
     edited,
     judge_pairs,
     make_pair_scorer,
@@ -36,8 +37,8 @@ from experiments.pair_scores import (
     text_of,
 )
 from experiments.quality_report import draw, show
-from experiments.reading import read_data
-from rlhf_jax.data import Conversation, Preference, Prompt
+from experiments.reading import read_data, tokenize_data
+from rlhf_jax.data import Conversation, Preference, Prompt, sort_out
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import (
     EDITS,
@@ -102,16 +103,16 @@ def main(config: Config) -> dict[str, Any]:
     reward = load_reward(*judged_by, config.reward_label)
     gold = None if config.gold is None else load_reward_function(config.gold)
     texts = read_data(config.data, PAIRS, run_dir=run_dir, seed=config.seed)
-    pairs, rng = texts.learned + texts.held_out, np.random.default_rng(config.seed)
-
     too_long, count = config.data.too_long, config.devices
-    score = make_pair_scorer(reward, config.reward_kind, too_long, count)
-    judged = judge_pairs(pairs, score)
+    scorer = make_pair_scorer(reward, config.reward_kind, too_long, count)
+    pairs = [*chain(*tokenize_data(config.data, texts, scorer.check))]
+
+    judged, rng = judge_pairs(pairs, scorer), np.random.default_rng(config.seed)
     found = calibration_summary(judged.differences(), judged.groups)
     save_json(run_dir / CALIBRATION, found)
-    found |= {"length": length_bias(judged, rng), "edits": robustness(judged, score)}
+    found |= {"length": length_bias(judged, rng), "edits": robustness(judged, scorer)}
     if gold is not None:
-        truth = make_pair_scorer(gold, "score", too_long, count)(pairs)
+        truth = make_pair_scorer(gold, "score", too_long, count).score(pairs)
         apart = np.abs(truth[:, 0] - truth[:, 1])
         of = judged.differences(), judged.groups
         found["gold_margins"] = margin_rows(accuracy_by_margin(*of, margins=apart))
@@ -140,23 +141,22 @@ def length_bias(judged: Judged, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def robustness(judged: Judged, score: Score) -> dict[str, Any]:
-    """Every edit of `EDITS`, of both sides of all pairs."""
+def robustness(judged: Judged, scorer: PairScorer) -> dict[str, Any]:
+    """Every edit of `EDITS`, of both sides of all pairs that still fit."""
     found = {}
     for name, edit in EDITS.items():
         others = [edited(pair, edit) for pair in judged.pairs]
+        fitting, too_long = sort_out(others, scorer.check)
+        fit = np.isin([id(p) for p in others], [id(p) for p in fitting])
         changed = [
             [text_of(a) != text_of(b) for a, b in zip(sides(p), sides(q), strict=True)]
             for p, q in zip(judged.pairs, others, strict=True)
         ]
-        given = judged.scores, score(others), np.array(changed), judged.groups
-        of = edit_robustness(*given)
-        found[name] = {
-            "shift": known(of.shift),
-            "change": known(of.change),
-            "flips": ends(of.flips),
-            "texts": of.texts,
-        }
+        scores, after = judged.scores[fit], scorer.score(fitting)
+        of = edit_robustness(scores, after, np.array(changed)[fit], judged.groups[fit])
+        numbers = {"shift": known(of.shift), "change": known(of.change)}
+        counts = {"texts": of.texts, "pairs_too_long": len(too_long)}
+        found[name] = numbers | {"flips": ends(of.flips)} | counts
     return found
 
 

@@ -72,7 +72,7 @@ def test_expected_reward_of_responses_that_can_be_listed(toys, tmp_path):
 def test_right_and_wrong_answers_are_pass_at_k():
     found = expected_reward.summarize(np.array([[1.0, 0, 0, 0], [0, 0, 0, 0]]))
     passed = {k: x["value"] for k, x in found["pass_at_k"].items()}
-    assert passed == {"1": 0.125, "2": 0.25, "4": 0.5}
+    assert passed == pytest.approx({"1": 0.125, "2": 0.25, "4": 0.5})
     assert "pass_at_k" not in expected_reward.summarize(np.array([[1.0, 0.5]]))
     alone = expected_reward.summarize(np.array([[0.5], [0.7]]))
     assert alone["variance_within_queries"] is None
