@@ -6,6 +6,7 @@ needs: a comment that names cores, a GPU or a TPU.
 
 import functools
 import inspect
+import itertools
 import re
 import runpy
 import shlex
@@ -19,10 +20,17 @@ import pytest
 import tyro
 
 from experiments import cli
+from rlhf_jax import report
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "tpu/README.md", *ROOT.glob("docs/**/*.md")]
+OF_SHELL = {"&", "&&", "|", "<", ">"}
 NEEDS = re.compile(r"#.*\b(cores?|GPU|TPU)\b")
+
+
+def is_option(word: str) -> bool:
+    """Whether it is read by the script, and not by the shell."""
+    return word not in OF_SHELL
 
 
 class Command(NamedTuple):
@@ -43,8 +51,10 @@ def commands() -> Iterator[Command]:
                 words = shlex.split(line, comments=True)
                 words = words[words.index("--") + 1 :] if "--" in words else words
                 for i in [i for i, word in enumerate(words) if word == "-m"]:
-                    args = [word for word in words[i + 2 :] if word != "&"]
                     where = f"{path.relative_to(ROOT)}: {line}"
+                    args = itertools.takewhile(
+                        lambda x: x not in OF_SHELL, words[i + 2 :]
+                    )
                     marked = bool(NEEDS.search(block))
                     yield Command(where, words[i + 1], tuple(args), marked)
 
@@ -68,6 +78,7 @@ def parse(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "run", read_options)
     read = functools.partial(read_and_stop, tyro.extras.subcommand_cli_from_dict)
     monkeypatch.setattr(tyro.extras, "subcommand_cli_from_dict", read)
+    monkeypatch.setattr(report.command, "metrics_files", stop)
     monkeypatch.setattr(sys, "argv", [command.module, *command.args])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # it was imported before, too
@@ -77,6 +88,10 @@ def parse(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 def read_and_stop(read: Any, functions: dict[str, Any], **options: Any) -> None:
     """Reads options into functions that do nothing, or into a config."""
     read({name: silent(function) for name, function in functions.items()}, **options)
+    raise Parsed
+
+
+def stop(*args: Any) -> None:
     raise Parsed
 
 

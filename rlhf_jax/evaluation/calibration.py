@@ -158,8 +158,9 @@ def calibration(
 def pair_calibration(differences: np.ndarray, *, bins: int = 10) -> Calibration:
     """Is the response that scores higher preferred as often as σ(|r₁ − r₂|) says?
 
-    Bradley–Terry has P(y₁ preferred) = σ(r₁ − r₂). The probability of the one that
-    scores higher is ½ or more; that of the other is the rest, and says nothing else.
+    Of Bradley and Terry 1952 (no arXiv number) is P(y₁ preferred) = σ(r₁ − r₂). The
+    probability of the one that scores higher is ½ or more; that of the other is the
+    rest, and says nothing else.
 
     Args:
       differences: [P] float, r(x, y₊) − r(x, y₋), y₊ the preferred.
