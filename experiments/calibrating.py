@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.ends import ends, known
 from experiments.inputs import Data
-from experiments.numbers import ends, known
 from rlhf_jax.evaluation import (
     Calibration,
     MarginBin,
@@ -102,9 +102,21 @@ def calibration_summary(differences: np.ndarray, groups: np.ndarray) -> dict[str
 
 def calibration_numbers(found: Calibration) -> dict[str, Any]:
     """Bins and errors as JSON has them; None is not known."""
-    bins = [{k: known(v) for k, v in b._asdict().items()} for b in found.bins]
-    errors = found._asdict() | {"bins": bins}
-    return {k: v if k == "bins" else known(v) for k, v in errors.items()}
+    return {
+        "bins": [
+            {
+                "low": b.low,
+                "high": b.high,
+                "predicted": known(b.predicted),
+                "observed": known(b.observed),
+                "count": b.size,
+            }
+            for b in found.bins
+        ],
+        "ece": known(found.ece),
+        "ece_by_chance": known(found.ece_by_chance),
+        "brier": known(found.brier),
+    }
 
 
 def margin_rows(bins: list[MarginBin]) -> list[dict[str, Any]]:
@@ -114,7 +126,7 @@ def margin_rows(bins: list[MarginBin]) -> list[dict[str, Any]]:
             "low": b.low,
             "high": b.high,
             **_named(b.accuracy),
-            "count": b.count,
+            "count": b.size,
         }
         for b in bins
     ]

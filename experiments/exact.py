@@ -1,6 +1,8 @@
 """The expected reward over all responses that are probable enough to be listed."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +61,7 @@ def exact_reward(
 
 
 def _collate(
-    rows: list[tuple[TokenIds, TokenIds]], *, length: int, pad_id: int
+    rows: Sequence[tuple[TokenIds, TokenIds]], *, length: int, pad_id: int
 ) -> TokenBatch:
     prompts, responses = [x for x, _ in rows], [y for _, y in rows]
     return right_padded(prompts, responses, length=length, pad_id=pad_id)
@@ -67,6 +69,6 @@ def _collate(
 
 def _as_rollout(batch: TokenBatch) -> Rollout:
     """For what scores rollouts: it looks at the tokens alone."""
-    blank = np.zeros(batch.tokens.shape, np.float32)
-    none = np.zeros(len(batch.tokens), np.int32)
+    blank: Any = np.zeros(batch.tokens.shape, np.float32)
+    none: Any = np.zeros(len(batch.tokens), np.int32)
     return Rollout(batch, blank, none > 0, none, blank, blank)

@@ -24,11 +24,11 @@ import numpy as np
 from experiments import cli
 from experiments.aside import say_put_aside
 from experiments.asking import AskConfig, Asked, ask, read_asked, write_lines
+from experiments.ends import ends, known
 from experiments.exact import exact_reward
 from experiments.expected_report import LABELS, draw, show
 from experiments.inputs import DataConfig
 from experiments.networks import fit_to_policy, load_reward
-from experiments.numbers import ends, known
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import expected_reward, mean_interval, pass_at_k
 from rlhf_jax.rewards import load_reward_function

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from experiments.numbers import show_ends
+from experiments.ends import show_ends
 from experiments.pair_scores import Judged
 from rlhf_jax.terminal import print_table
 
@@ -77,8 +77,9 @@ def show_edits(edits: dict[str, Found]) -> None:
         ]
         for name, row in edits.items()
     ]
-    columns = ["edit", "shift (std of scores)", "mean |change|", "orders that flip"]
-    print_table("Edits that must not matter", [*columns, "texts", "too long"], rows)
+    columns = ["edit", "shift", "|change|", "orders that flip", "texts", "too long"]
+    title = "Edits that must not matter, in standard deviations of the scores"
+    print_table(title, columns, rows)
 
 
 def _number(x: float | None, form: str = ".3f") -> str:

@@ -23,10 +23,10 @@ from experiments import cli
 from experiments.aside import say_put_aside
 from experiments.asking import AskConfig, ask
 from experiments.calibrating import CALIBRATION, calibration_summary, margin_rows
+from experiments.ends import ends, known
 from experiments.inputs import DataConfig, tokenize_asked
 from experiments.judgements import PAIRS
 from experiments.networks import fit_to_policy, load_reward
-from experiments.numbers import ends, known
 from experiments.pair_scores import (
     Judged,
     PairScorer,

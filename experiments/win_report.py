@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.numbers import ends, show_ends
+from experiments.ends import ends, show_ends
 from rlhf_jax.evaluation import (
     bradley_terry,
     elo_ratings,

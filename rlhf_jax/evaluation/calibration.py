@@ -15,7 +15,7 @@ class MarginBin(NamedTuple):
     low: float
     high: float
     accuracy: Interval
-    count: int
+    size: int  # pairs
 
 
 class CalibrationBin(NamedTuple):
@@ -25,7 +25,7 @@ class CalibrationBin(NamedTuple):
     high: float
     predicted: float  # mean of the predictions; NaN where there are none
     observed: float  # share that came true
-    count: int
+    size: int  # predictions
 
 
 class Calibration(NamedTuple):
@@ -82,7 +82,7 @@ def accuracy_by_margin(
       Bins low < margin ≤ high, the first with its low end; none without pairs.
 
     >>> d, group = np.array([0.1, -0.2, 1.0, 2.0]), np.arange(4)
-    >>> [(b.count, b.accuracy.value) for b in accuracy_by_margin(d, group, bins=2)]
+    >>> [(b.size, b.accuracy.value) for b in accuracy_by_margin(d, group, bins=2)]
     [(2, 0.5), (2, 1.0)]
     """
     differences = np.asarray(differences, np.float64)
@@ -170,7 +170,7 @@ def pair_calibration(differences: np.ndarray, *, bins: int = 10) -> Calibration:
       See `calibration`.
 
     >>> found = pair_calibration(np.array([2.0, 2.0, 2.0, -2.0]), bins=5)
-    >>> [(round(b.predicted, 2), b.observed) for b in found.bins if b.count]
+    >>> [(round(b.predicted, 2), b.observed) for b in found.bins if b.size]
     [(0.88, 0.75)]
     """
     sure = expit(np.abs(np.asarray(differences, np.float64)))

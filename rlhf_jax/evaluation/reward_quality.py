@@ -152,7 +152,7 @@ def edit_robustness(
     (0.25, 0.25)
     """
     scores, edited = (np.asarray(x, np.float64) for x in (scores, edited))
-    spread, moved = scores.std(), (edited - scores)[changed]
+    spread, moved = scores.std() if len(scores) else 0.0, (edited - scores)[changed]
     relative = lambda x: float(x.mean() / spread) if len(x) and spread > 0 else np.nan
     first, second = scores.T
     order = np.sign(first - second)

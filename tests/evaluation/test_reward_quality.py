@@ -1,5 +1,7 @@
 """Accuracy by margin, calibration, correlations and edits, against loops and scipy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -25,12 +27,12 @@ def test_reliability_against_a_loop():
     error = 0.0
     for b in found.bins:
         own = (p >= b.low) & ((p < b.high) | (b.high == 1))
-        assert b.count == own.sum()
+        assert b.size == own.sum()
         assert (b.predicted, b.observed) == pytest.approx(
             (p[own].mean(), y[own].mean())
         )
         error += own.mean() * abs(p[own].mean() - y[own].mean())
-    assert sum(b.count for b in found.bins) == 500
+    assert sum(b.size for b in found.bins) == 500
     assert found.ece == pytest.approx(error)
     assert found.brier == pytest.approx(sum((p - y) ** 2) / 500)
 
@@ -62,16 +64,16 @@ def test_margins_are_bins_of_equal_size():
     d, groups = rng.normal(0.5, 1, size=200), np.arange(200) // 2
     for margins in (None, rng.random(200)):
         found = accuracy_by_margin(d, groups, margins=margins, bins=4)
-        assert [b.count for b in found] == [50] * 4
+        assert [b.size for b in found] == [50] * 4
         of = np.abs(d) if margins is None else margins
         for i, b in enumerate(found):
             own = ((of > b.low) | ((i == 0) & (of == b.low))) & (of <= b.high)
             assert b.accuracy.value == np.mean(d[own] > 0)
             assert b.accuracy.low < b.accuracy.value < b.accuracy.high
     tied = accuracy_by_margin(d, groups, margins=np.repeat([0.0, 1.0], 100), bins=4)
-    assert [(b.low, b.high, b.count) for b in tied] == [(0, 1, 200)]
+    assert [(b.low, b.high, b.size) for b in tied] == [(0, 1, 200)]
     [same] = accuracy_by_margin(d, groups, margins=np.zeros(200))
-    assert same.count == 200 and same.accuracy == pair_accuracy(d, groups)
+    assert same.size == 200 and same.accuracy == pair_accuracy(d, groups)
     assert accuracy_by_margin(np.zeros(0), np.zeros(0)) == []
 
 
@@ -112,7 +114,7 @@ def test_agreement_with_gold_against_a_loop():
         spearmanr(scores.ravel(), gold.ravel())[0]
     )
     rows = zip(scores[1:], gold[1:], strict=True)
-    each = [spearmanr(*row)[0] for row in rows]
+    each: Any = [spearmanr(*row)[0] for row in rows]
     assert found.spearman_within.value == pytest.approx(np.mean(each))
 
 
@@ -127,6 +129,8 @@ def test_an_edit_is_measured_where_it_changed_something():
     assert found.flips.value == pytest.approx(1 / 3)
     nothing = edit_robustness(scores, scores, changed & False, np.arange(3))
     assert np.isnan([nothing.shift, nothing.flips.value]).all()
+    none = np.zeros((0, 2))
+    assert np.isnan(edit_robustness(none, none, none > 0, np.arange(0)).change)
     lower = edit_robustness(scores, scores - 1, changed | True, np.arange(3))
     assert lower.shift == -lower.change == pytest.approx(-1 / scores.std())
 

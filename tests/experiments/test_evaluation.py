@@ -132,7 +132,8 @@ def test_comparisons_of_several_policies():
     outcomes = {(a, b): wins(a, b) * 1.0 for a in range(3) for b in range(3) if a != b}
     better, worse = compare(["a", "b", "c"], outcomes, lengths, rewards, rng)
     assert better["win_rate"]["low95"] > 0.5 > worse["win_rate"]["high95"]
-    assert better["wins"] == np.mean(outcomes[1, 0]) and better["ties"] == 0
+    assert better["wins"] == pytest.approx(outcomes[1, 0].mean())
+    assert better["ties"] == 0
     assert better["reward_difference"]["value"] == pytest.approx(2, abs=0.5)
     ratings = rate(["a", "b", "c"], outcomes)
     assert [row["policy"] for row in ratings] == ["b", "a", "c"]
@@ -164,7 +165,8 @@ def test_two_ways_to_one_calibration(toys, tmp_path):
     assert -1 <= found["length"]["score_spearman"]["value"] <= 1
     assert found["fresh"]["prompts"] == 3
     for name, edit in found["edits"].items():
-        assert edit["texts"] == 120 and edit["change"] > 0, name
+        fitting = 60 - edit["pairs_too_long"]
+        assert edit["texts"] == 2 * fitting > 0 and edit["change"] > 0, name
     assert (tmp_path / "run/quality.png").stat().st_size > 1000
     with pytest.raises(UserError, match="--policy needs --gold"):
         reward_quality.Config(policy=toys.root)
@@ -172,7 +174,7 @@ def test_two_ways_to_one_calibration(toys, tmp_path):
 
 def test_differences_of_held_out_judgements():
     """A score of 10 a column and 1 a completion's first token: pairs and rankings."""
-    score_fn = lambda params, batch, *, at: 10.0 * at[..., None] + params
+    score_fn = lambda params, batch, *, at=None: 10.0 * at[..., None] + params
     both = Preference((1,), (7, 8), (9,), weight=0.0), Preference((1,), (7,), (8, 9))
     pairs = collate_preferences(both, length=4, pad_id=0)
     pairs = type(pairs)(**{k: _jax(v) for k, v in vars(pairs).items()})
