@@ -156,8 +156,13 @@ def draw_edits(axes: Axes, edits: dict[str, Found]) -> None:
         if flips["value"] is not None:
             axes.barh(at, flips["value"], color=BLUE, height=0.6)
             axes.plot([flips["low95"], flips["high95"]], [at, at], color="black")
+        else:
+            axes.text(
+                0, float(at), "  no pair that it changes fits", va="center", color="0.4"
+            )
     axes.set_yticks(y, names)
     axes.set_xlim(0, None)
+    axes.set_ylim(-len(names) + 0.4, 0.6)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("pairs whose order changes with the edit of one side")
     axes.set_title("Edits that must not matter", fontsize=11, loc="left")

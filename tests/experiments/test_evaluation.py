@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -174,7 +175,7 @@ def test_two_ways_to_one_calibration(toys, tmp_path):
 
 def test_differences_of_held_out_judgements():
     """A score of 10 a column and 1 a completion's first token: pairs and rankings."""
-    score_fn = lambda params, batch, *, at=None: 10.0 * at[..., None] + params
+    score_fn: Any = lambda params, batch, *, at: 10.0 * at[..., None] + params
     both = Preference((1,), (7, 8), (9,), weight=0.0), Preference((1,), (7,), (8, 9))
     pairs = collate_preferences(both, length=4, pad_id=0)
     pairs = type(pairs)(**{k: _jax(v) for k, v in vars(pairs).items()})
