@@ -75,7 +75,7 @@ def accuracy_by_margin(
       differences: [P] float, r(x, y₊) − r(x, y₋).
       groups: [P], which query or ranking a pair is of, for the intervals.
       margins: [P] float, how far apart the two are by the truth or by people; None: by
-        the model, |r(x, y₊) − r(x, y₋)|.
+        the model, the size of the difference.
       bins: at most; equal margins share one.
 
     Returns:
@@ -111,7 +111,7 @@ def calibration(
     low: float = 0.0,
     bins: int = 10,
 ) -> Calibration:
-    """Reliability curve, ECE = Σ_b n_b/n |p̄_b − ȳ_b| and Brier score 1/n Σ (p − y)².
+    """Reliability curve, ECE = Σ_b n_b/n abs(p̄_b − ȳ_b) and Brier score 1/n Σ (p − y)².
 
     Guo et al. 2017, arXiv:1706.04599, eq. 3; Brier 1950. With few predictions ECE is
     above 0 of a calibrated model, too: ``ece_by_chance`` is its mean where outcomes are
@@ -156,7 +156,7 @@ def calibration(
 
 
 def pair_calibration(differences: np.ndarray, *, bins: int = 10) -> Calibration:
-    """Is the response that scores higher preferred as often as σ(|r₁ − r₂|) says?
+    """Is the response that scores higher preferred as often as σ(abs(r₁ − r₂)) says?
 
     Of Bradley and Terry 1952 (no arXiv number) is P(y₁ preferred) = σ(r₁ − r₂). The
     probability of the one that scores higher is ½ or more; that of the other is the
