@@ -97,7 +97,8 @@ def planted(config: Config, seed: int) -> policy.Config:
 def clean(config: Config, seed: int) -> policy.Config:
     """PPO as the quickstart runs it."""
     stages = dict(quickstart.stages(quickstart.Config(config.stages, seed=seed)))
-    asked = stages["ppo"].args[0]
+    ppo: Any = stages["ppo"]  # a partial of policy.main
+    asked = ppo.args[0]
     return dataclasses.replace(
         asked,
         run_dir=config.run_dir / f"clean{seed}",
@@ -173,7 +174,8 @@ def draw(results: list[Result], path: Path) -> None:
         if r["alarm"] is not None:
             axes.axvline(r["alarm"].step, color="#D55E00", label="first alarm")
             which = ", ".join(r["alarm"].kinds)
-            axes.text(r["alarm"].step, 1.04, which, fontsize=8, ha="center")
+            above = {"transform": axes.get_xaxis_transform(), "ha": "center"}
+            axes.text(r["alarm"].step, 1.02, which, fontsize=8, **above)
         axes.set_title(f"{r['kind']}, seed {r['seed']}", fontsize=10, pad=14)
     for axes in grid[-1]:
         axes.set_xlabel("iteration", fontsize=9)

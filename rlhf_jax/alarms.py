@@ -174,7 +174,7 @@ def _referee_fall(rows: Rows, config: AlarmConfig) -> tuple[float, float] | None
         return None
     values = np.array([[row[name] for name in names] for row in rows])
     values = values[~np.isnan(values).any(axis=1)]
-    if len(values) < 2 * window:
+    if len(values) < max(2 * window, 3):  # as many as noise is judged by
         return None
     referee, score = sliding_window_view(values, window, axis=0).mean(axis=2).T
     peak = int(np.argmax(referee))

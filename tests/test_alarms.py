@@ -112,6 +112,11 @@ def test_noise_of_the_referee_rings_no_alarm():
         assert found == []
 
 
+def test_noise_is_judged_by_three_iterations():
+    config = AlarmConfig(window=1)
+    assert rung(config, referee=[1.0, 0.0], score=[0.0, 1.0]) == []
+
+
 def test_a_missing_number_hides_one_iteration_alone():
     referee = [1, 2, 3, math.nan, 4, 5, 6, 5, 4, 3, 2, 1]
     assert rung(referee=referee, score=UP)[0][1] == "referee"
