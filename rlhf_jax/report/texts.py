@@ -68,7 +68,7 @@ def shown(value: Any) -> str:
 def shade_scale(values: Sequence[float]) -> float:
     """The KL of the darkest shade: of 50 tokens about one has more.
 
-    >>> shade_scale([0.1] * 98 + [2.5] * 2)
+    >>> shade_scale([0.1] * 97 + [2.5] * 3)
     3.0
     """
     sizes = sorted(abs(x) for x in values if math.isfinite(x))

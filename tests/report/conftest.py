@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import pytest
-from report.made import write_run
+from report.made import LONG, write_run
 
 from rlhf_jax.report import write_page
-
-LONG = "with_a_rather_long_name"
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import math
 
 from rlhf_jax.tracking import MetricsLogger, TrackingConfig
 
+LONG = "with_a_rather_long_name"  # of a run
 SCRIPT = "<script>document.title = 'gone'</script>"
 WORDS = ["a", " fine", " film", ",", " and", " warm", " .", ""]
 

@@ -8,8 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from report.conftest import LONG
-from report.made import SCRIPT, log, write_lines
+from report.made import LONG, SCRIPT, log, write_lines
 
 from rlhf_jax.report import main, write_page
 from rlhf_jax.rundir import RunError
