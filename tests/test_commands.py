@@ -20,7 +20,6 @@ import pytest
 import tyro
 
 from experiments import cli
-from rlhf_jax import report
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "tpu/README.md", *ROOT.glob("docs/**/*.md")]
@@ -78,7 +77,7 @@ def parse(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "run", read_options)
     read = functools.partial(read_and_stop, tyro.extras.subcommand_cli_from_dict)
     monkeypatch.setattr(tyro.extras, "subcommand_cli_from_dict", read)
-    monkeypatch.setattr(report.command, "metrics_files", stop)
+    monkeypatch.setattr("rlhf_jax.report.command.metrics_files", stop)
     monkeypatch.setattr(sys, "argv", [command.module, *command.args])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # it was imported before, too
