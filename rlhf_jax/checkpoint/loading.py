@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
@@ -242,5 +241,5 @@ def _target(like: Any, saved: Any) -> Any:
     if isinstance(like, np.ndarray):
         return np.empty(saved.shape, saved.dtype)
     sharding = None if like is None else like.sharding
-    sharding = sharding or jnp.zeros(()).sharding
+    sharding = sharding or jax.device_put(np.zeros(())).sharding  # jnp would compile
     return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=sharding)

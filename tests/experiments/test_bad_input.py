@@ -20,8 +20,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def compilations(monkeypatch):
-    """Counts what XLA compiles during the test, but for a random key."""
+    """Counts what XLA compiles during the test, but for a random key.
+
+    What earlier tests compiled is forgotten: it would hide compilations.
+    """
     count = []
+    jax.clear_caches()
     jax.random.key(0)
     compiled = "/jax/core/compile/backend_compile_duration"
     listener = lambda event, *_, **__: count.append(1) if event == compiled else None
