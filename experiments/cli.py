@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from experiments.provenance import programs, recorded
 from experiments.runs import RunConfig
 from rlhf_jax import processes
 from rlhf_jax.cpu import prepare_cpu
@@ -36,13 +36,15 @@ def run(
 
     With ``several`` it may be one of several processes (`processes.initialize`): they
     agree on their options, the first one shows progress, and each watches the others.
+
+    A script that has a run directory and ends well leaves provenance.json there.
     """
     prepare_cpu()
     try:
         config = _parse(presets, description, sys.argv[1:])
         processes.initialize()
         with _among_others(config, several=several):
-            main(config)
+            recorded(main, config, preset=_preset(presets, sys.argv[1:])[0])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
@@ -62,16 +64,15 @@ def _among_others(config: Any, *, several: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(watching(run_dir, stall_s=stall))
         if processes.count() > 1:
-            version = importlib.metadata.version
-            programs = {name: version(name) for name in ("rlhf_jax", "jax", "jaxlib")}
-            processes.agree(config_texts(config) | programs)
+            processes.agree(config_texts(config) | programs())
         if not processes.is_first():
             silent = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silent))
         yield
 
 
-def _parse(presets: Mapping[str, Config], description: str, args: list[str]) -> Config:
+def _preset(presets: Mapping[str, Any], args: list[str]) -> tuple[str, list[str]]:
+    """The preset that is asked for, and all other options."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", default=next(iter(presets)))
     chosen, rest = parser.parse_known_args(args)
@@ -80,10 +81,15 @@ def _parse(presets: Mapping[str, Config], description: str, args: list[str]) -> 
             f"--preset {chosen.preset}: no such preset; expected one of "
             f"{', '.join(presets)}"
         )
+    return chosen.preset, rest
+
+
+def _parse(presets: Mapping[str, Config], description: str, args: list[str]) -> Config:
+    preset, rest = _preset(presets, args)
     if len(presets) > 1:
         names = ", ".join(presets)
         description += f"\n\n--preset NAME starts from other values: {names}."
-    default = presets[chosen.preset]
+    default = presets[preset]
     spec = sys.modules["__main__"].__spec__  # of python -m; else there is none
     prog = None if spec is None else f"python -m {spec.name}"
     return tyro.cli(

@@ -12,6 +12,7 @@ docs/evaluation.md has the numbers. No model is trained: CPU, about a minute.
 import dataclasses
 import math
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ from rlhf_jax.evaluation import (
 )
 from rlhf_jax.evaluation.ratings import ELO_MEAN, ELO_SCALE
 from rlhf_jax.feedback import Interval
-from rlhf_jax.rundir import create_run_dir
+from rlhf_jax.rundir import create_run_dir, save_json
 from rlhf_jax.terminal import print_table
 
 LEAD, LEAD_STD = 0.6, 0.5  # of the first policy, and how much that varies with a query
@@ -161,14 +162,13 @@ SIMULATIONS = (
 def main(config: Config) -> list[list[str]]:
     """Simulates all of them and shows how often the truth was inside."""
     run_dir = create_run_dir(config.run_dir, config, resume=True)
+    shares = [[covered(x, n, config) for n in QUERIES] for x in SIMULATIONS]
+    every = list(chain(*shares))
+    save_json(run_dir / "summary.json", {"least": min(every), "most": max(every)})
     rows = [
-        [
-            simulation.name,
-            f"{simulation.responses}",
-            f"{simulation.spread:g}",
-            *(f"{100 * covered(simulation, n, config):.1f}" for n in QUERIES),
-        ]
-        for simulation in SIMULATIONS
+        [simulation.name, f"{simulation.responses}", f"{simulation.spread:g}"]
+        + [f"{100 * share:.1f}" for share in found]
+        for simulation, found in zip(SIMULATIONS, shares, strict=True)
     ]
     columns = ["interval", "K", "spread", *(f"{n} queries" for n in QUERIES)]
     print_table("Intervals that contain the truth (%), 95 expected", columns, rows)

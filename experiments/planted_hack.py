@@ -24,7 +24,7 @@ from experiments.compare import keep, keep_compiled
 from rlhf_jax.alarms import AlarmConfig, alarms
 from rlhf_jax.data.tiny_reviews import gold_reward
 from rlhf_jax.optim import OptimConfig
-from rlhf_jax.rundir import create_run_dir
+from rlhf_jax.rundir import create_run_dir, save_json
 from rlhf_jax.steps import KLConfig, PolicyConfig
 from rlhf_jax.terminal import print_table
 from rlhf_jax.tracking import read_metrics
@@ -74,6 +74,7 @@ def main(config: Config) -> list[Result]:
             asked = make(config, seed)
             keep(asked.run_dir.with_suffix(".json"), policy.main, asked)
             results.append(measure(make.__name__, seed, asked))
+    save_json(run_dir / "summary.json", count(results))
     show(results, run_dir)
     draw(results, run_dir / "planted_hack.png")
     return results
@@ -126,6 +127,15 @@ def measure(kind: str, seed: int, asked: policy.Config) -> Result:
         "fallen": peak + 1 + int(low[0]) if low.size else None,
         "alarm": rung[0] if rung else None,
     }
+
+
+def count(results: list[Result]) -> dict[str, int]:
+    """Runs of both kinds, and in how many of them an alarm has rung."""
+    found = {"planted": 0, "planted_alarms": 0, "clean": 0, "clean_alarms": 0}
+    for r in results:
+        found[r["kind"]] += 1
+        found[f"{r['kind']}_alarms"] += r["alarm"] is not None
+    return found
 
 
 def around(values: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """95 % intervals contain the truth in 93 to 97 % of 1,000 simulated repetitions."""
 
+import json
+
 import pytest
 
 from experiments.coverage import (
@@ -46,3 +48,6 @@ def test_the_command_writes_its_table(tmp_path):
     table = (tmp_path / "table.md").read_text().splitlines()
     assert len(table) == len(rows) + 2
     assert all(len(row) == 6 for row in rows)
+    shares = [float(share) / 100 for row in rows for share in row[3:]]
+    ends = {"least": min(shares), "most": max(shares)}
+    assert json.loads((tmp_path / "summary.json").read_text()) == ends

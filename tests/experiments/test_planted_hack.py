@@ -48,6 +48,8 @@ def test_the_table_has_every_run(tmp_path, monkeypatch):
     assert lines[2].startswith("| planted, seed 1 | 10 | repetition | ")
     assert lines[5].startswith("| clean, seed 2 | none |  |  | ")
     assert (tmp_path / "run/planted_hack.png").stat().st_size > 1000
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary == dict(planted=2, planted_alarms=2, clean=2, clean_alarms=0)
     # What is there is not made again.
     monkeypatch.setattr(policy, "main", lambda asked: pytest.fail("made again"))
     again = planted_hack.main(config)
