@@ -22,7 +22,8 @@ import tyro
 from experiments import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "tpu/README.md", *ROOT.glob("docs/**/*.md")]
+READMES = [ROOT / place / "README.md" for place in (".", "tpu", "experiments")]
+PAGES = [*READMES, *ROOT.glob("docs/**/*.md")]
 OF_SHELL = {"&", "&&", "|", "<", ">"}
 NEEDS = re.compile(r"#.*\b(cores?|GPU|TPU)\b")
 
