@@ -32,8 +32,9 @@ from rlhf_jax.lock import LOCK_FILE
 from rlhf_jax.rundir import CONFIG_FILE, RunError, load_json, save_json
 
 PROVENANCE = "provenance.json"
-# What a run finds, in its directory and in those of its stages and seeds.
-_RESULTS = ("*.json*", "*/*.json*", "*.md")
+# What a run finds, in its directory and in those of its stages and seeds. Hidden files
+# are half written, and may be gone before they are read.
+_RESULTS = ("[!.]*.json*", "*/[!.]*.json*", "[!.]*.md")
 _PROGRAMS = ("rlhf_jax", "jax", "jaxlib")
 
 Config = TypeVar("Config")
@@ -62,9 +63,10 @@ def recorded(main: Callable[[Config], Any], config: Config, *, preset: str) -> N
         "commit": commit(),  # now: the code may be edited while it runs
         "resumed": _has_begun(run_dir),
     }
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     returned = main(config)
-    found |= {"seconds": round(time.perf_counter() - began, 1), "ended": _now()}
+    found |= {"seconds": round(time.perf_counter() - began, 1)}
+    found |= {"cpu_seconds": round(time.process_time() - worked, 1), "ended": _now()}
     found |= _machine(config) | {"returned": _numbers(returned)}
     path = run_dir / PROVENANCE
     added = files_fingerprint(run_dir, _RESULTS) != before
@@ -115,9 +117,7 @@ def _made_by(config: Any, run_dir: Path) -> bool:
 
 def _has_begun(run_dir: Path) -> bool:
     """Whether an earlier process has left more than the configuration."""
-    if not run_dir.is_dir():
-        return False
-    return any(p.name not in (CONFIG_FILE, LOCK_FILE) for p in run_dir.iterdir())
+    return any(p.name not in (CONFIG_FILE, LOCK_FILE) for p in run_dir.glob("*"))
 
 
 def _script(main: Callable) -> str:
