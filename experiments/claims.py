@@ -148,9 +148,9 @@ CLAIMS: dict[tuple[str, str], Claim] = {
     ),
     ("coverage", "default"): Claim(
         (
-            Number("least of 33 shares", ("least",), "95 % is meant", 0.93, 0.97),
+            Number("least of 33", ("least",), "shares of 95 % intervals", 0.93, 0.97),
             Number(
-                "greatest",
+                "greatest of 33",
                 ("most",),
                 "the same; docs/evaluation.md says which three are known not to",
                 0.93,

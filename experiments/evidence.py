@@ -50,7 +50,7 @@ def main(config: Config) -> None:
     lines |= new
     keys = [key for key in CLAIMS if key in lines]
     keys += [key for key in lines if key not in CLAIMS]  # a claim that is gone
-    rows = "".join(f"{lines[key].row}\n" for key in keys)
+    rows = "".join(f"{lines[key].rows}\n" for key in keys)
     commands = "\n".join(f"{lines[key].command}\n" for key in keys)
     text = f"{above}{HEADER}{rows}{COMMANDS}{commands}```\n"
     config.out.write_text(text, encoding="utf-8")
@@ -93,24 +93,25 @@ def read_page(path: Path) -> tuple[str, dict[Key, Line]]:
         raise UserError(
             f"{path}: has no table of runs with commands below: name another --out"
         )
-    rows = table.splitlines()
-    typed = block.removesuffix("```\n").split("\n\n") if rows else []
-    if len(rows) != len(typed):
+    # A row of a run, and those of its other numbers, which do not name it again.
+    runs = re.split(r"\n(?!\|  \|)", table.strip("\n")) if table else []
+    typed = block.removesuffix("```\n").split("\n\n") if runs else []
+    if len(runs) != len(typed):
         raise UserError(
-            f"{path}: {len(rows)} rows and {len(typed)} commands: expected a command "
-            "for each row, in the same order"
+            f"{path}: {len(runs)} runs and {len(typed)} commands: expected a command "
+            "for each run, in the same order"
         )
     return above, {
-        _key(row): Line(row, command.strip("\n"))
-        for row, command in zip(rows, typed, strict=True)
+        _key(rows): Line(rows, command.strip("\n"))
+        for rows, command in zip(runs, typed, strict=True)
     }
 
 
-def _key(row: str) -> Key:
-    """Script and preset of a row."""
-    found = re.match(r"\| \[(\w+)\]\(\w+\.py\) \| (\w+) \|", row)
+def _key(rows: str) -> Key:
+    """Script and preset of a run's rows."""
+    found = re.match(r"\| \[(\w+)\]\(\w+\.py\) \| (\w+) \|", rows)
     if found is None:
-        raise UserError(f"expected a row of a run, found {row[:60]!r}: correct it")
+        raise UserError(f"expected a row of a run, found {rows[:60]!r}: correct it")
     return found[1], found[2]
 
 

@@ -8,8 +8,8 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.rundir import load_json
 
 COLUMNS = (
-    *("script", "preset", "paper", "hardware", "time"),
-    *("expected", "measured", "met", "date", "commit"),
+    *("script", "preset", "paper", "number", "expected", "measured", "met"),
+    *("time", "hardware", "date", "commit"),
 )
 HEADER = f"| {' | '.join(COLUMNS)} |\n|{len(COLUMNS) * '---|'}\n"
 Key = tuple[str, str]  # script and preset
@@ -18,27 +18,31 @@ Key = tuple[str, str]  # script and preset
 class Line(NamedTuple):
     """A run as the page has it."""
 
-    row: str  # of the table
+    rows: str  # of the table, one a number; the first names the script
     command: str  # with the hardware as a comment above it
 
 
 def make_line(key: Key, run: dict[str, Any], claim: Claim, run_dir: Path) -> Line:
-    """The line of a run; the numbers of a claim one below the other."""
+    """The line of a run.
+
+    Args:
+      key: script and preset.
+      run: what is in its provenance.json.
+      claim: what is expected of it.
+      run_dir: where its numbers are, and where messages say that they are.
+    """
     found = run["returned"] if claim.file is None else load_json(run_dir / claim.file)
-    values = [look_up(found, number, run_dir) for number in claim.numbers]
-    pairs = [*zip(claim.numbers, values, strict=True)]
-    script, preset = key
-    cells = (
-        f"[{script}]({script}.py)",
-        *(preset, ", ".join(map(link, claim.papers)) or "–"),
-        *(hardware(run), duration(run["seconds"], resumed=run["resumed"])),
-        "<br>".join(expected(number) for number in claim.numbers),
-        "<br>".join(f"{number.name} **{shown(value)}**" for number, value in pairs),
-        "<br>".join(met(number, value) for number, value in pairs),
-        *(run["ended"][:10], run["commit"]),
-    )
-    comment = f"# {script}, {preset}: {hardware(run)}"
-    return Line(f"| {' | '.join(cells)} |", f"{comment}\n{run['command']}")
+    (script, preset), machine = key, hardware(run)
+    first = f"[{script}]({script}.py)", preset, ", ".join(map(link, claim.papers))
+    last = time(run), machine, run["ended"][:10], run["commit"]
+    rows = []
+    for number in claim.numbers:
+        value = look_up(found, number, run_dir)
+        told = number.name, expected(number), shown(value), met(number, value)
+        rows.append(f"| {' | '.join((*first, *told, *last))} |")
+        first, last = [""] * len(first), [""] * len(last)  # said once
+    comment = f"# {script}, {preset}: {machine}"
+    return Line("\n".join(rows), f"{comment}\n{run['command']}")
 
 
 def look_up(found: Any, number: Number, run_dir: Path) -> float:
@@ -62,16 +66,19 @@ def place(at: Place) -> str:
 
 
 def expected(number: Number) -> str:
-    """What is expected, as text.
+    """Bounds, and where they are from.
 
     >>> expected(Number("KL", ("kl",), "a leash", None, 15))
-    'KL ≤ 15: a leash'
+    '≤ 15: a leash'
     """
     low, high = number.least, number.most
-    bound = "" if high is None else f" ≤ {high:g}"
-    if low is not None:
-        bound = f" ≥ {low:g}" if high is None else f" {low:g} … {high:g}"
-    return f"{number.name}{bound}: {number.why}"
+    if low is None and high is None:
+        return number.why
+    if low is None or high is None:
+        return (
+            f"≥ {low:g}: {number.why}" if high is None else f"≤ {high:g}: {number.why}"
+        )
+    return f"{low:g} … {high:g}: {number.why}"
 
 
 def met(number: Number, value: float) -> str:
@@ -116,14 +123,24 @@ def hardware(run: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def duration(seconds: float, *, resumed: bool) -> str:
-    """Seconds as people say them; of a resumed run the last process alone is timed.
+def time(run: dict[str, Any]) -> str:
+    """Of the clock and of the cores; of a resumed run the last process alone is timed.
 
-    >>> duration(75.2, resumed=False), duration(4000, resumed=True)
-    ('1 min 15 s', '> 1 h 6 min (resumed)')
+    >>> time({"seconds": 75.2, "cpu_seconds": 31.0, "resumed": False})
+    '1 min 15 s, CPU 31 s'
+    """
+    text = f"{duration(run['seconds'])}, CPU {duration(run['cpu_seconds'])}"
+    return f"more than {text}: resumed" if run["resumed"] else text
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(75.2), duration(4000)
+    ('1 min 15 s', '1 h 6 min')
     """
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    text = f"{minutes} min {s} s" if minutes else f"{s} s"
-    text = f"{hours} h {minutes} min" if hours else text
-    return f"> {text} (resumed)" if resumed else text
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {s} s" if minutes else f"{s} s"

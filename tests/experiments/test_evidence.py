@@ -25,6 +25,7 @@ RUN = {
     "commit": "0123abc",
     "resumed": False,
     "seconds": 75.2,
+    "cpu_seconds": 31.0,
     "ended": "2026-11-22T13:59:59+00:00",
     "cores": 2,
     "cpu": "Abacus",
@@ -54,6 +55,10 @@ def grpo(run_dir: Path, gold: float, **said) -> Path:
 best_of_n = functools.partial(write_run, script="best_of_n")
 
 
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.split("|")[1:-1]]
+
+
 def test_lines_have_the_runs_numbers_and_stay(tmp_path, monkeypatch):
     out = tmp_path / "README.md"
     out.write_text(f"# By hand\n\n{HEADER}{COMMANDS}```\n")
@@ -64,10 +69,11 @@ def test_lines_have_the_runs_numbers_and_stay(tmp_path, monkeypatch):
         cli.run(coverage.main, default, description="")
     evidence.main(Config((tmp_path / "coverage",), out))
     ends = load_json(tmp_path / "coverage/summary.json")
-    [row] = [x for x in out.read_text().splitlines() if x.startswith("| [")]
-    assert f"**{ends['least']:.3f}**" in row and f"**{ends['most']:.3f}**" in row
-    assert row.startswith("| [coverage](coverage.py) | default | – | ")
-    assert "| **not met**<br>**not met** |" in row  # of two, all or none
+    least, most = [x for x in out.read_text().splitlines() if "of 33" in x]
+    assert least.startswith("| [coverage](coverage.py) | default |  | least of 33 | ")
+    assert most.startswith("|  |  |  | greatest of 33 | 0.93 … 0.97: ")
+    for row, end in ((least, ends["least"]), (most, ends["most"])):
+        assert f" | {end:.3f} | **not met** | " in row  # of two, all or none are inside
     command = f"python -m experiments.coverage --run-dir {tmp_path / 'coverage'}"
     assert f"\n{command} --repetitions 2\n" in out.read_text()
 
@@ -80,14 +86,21 @@ def test_lines_have_the_runs_numbers_and_stay(tmp_path, monkeypatch):
     assert above == "# By hand\n\n"
     # In the order of the claims, each command with its own row.
     keys = ("policy", "grpo"), ("best_of_n", "default"), ("coverage", "default")
-    assert tuple(lines) == keys and lines[keys[2]].row == row
-    first, second, _ = (line.row.split(" | ") for line in lines.values())
-    assert first[2] == "[2402.03300](https://arxiv.org/abs/2402.03300)"
-    assert first[3:5] == ["2 cores (Abacus)", "1 min 15 s"]
-    measured = "gold before **-0.040**<br>gold after **0.590**<br>KL (nats) **4.500**"
-    assert first[6:] == [measured, "met<br>met<br>met", "2026-11-22", "0123abc |"]
-    assert second[6].startswith("gold of one **0.250**<br>")
-    assert second[7] == "**not met**<br>met"
+    assert tuple(lines) == keys and lines[keys[2]].rows == f"{least}\n{most}"
+    before, after, kl = map(cells, lines[keys[0]].rows.splitlines())
+    assert before[2:4] == [
+        "[2402.03300](https://arxiv.org/abs/2402.03300)",
+        "gold before",
+    ]
+    assert before[5:] == [
+        *("-0.040", "met", "1 min 15 s, CPU 31 s", "2 cores (Abacus)"),
+        *("2026-11-22", "0123abc"),
+    ]
+    assert after[3] == "gold after" and after[4].startswith("≥ 0.35: a gain of 0.4")
+    assert after[5:] == ["0.590", "met", "", "", "", ""]
+    assert kl[3:7] == ["KL (nats)", "≤ 15: the quickstart's bound", "4.500", "met"]
+    one, best = map(cells, lines[keys[1]].rows.splitlines())
+    assert one[5:7] == ["0.250", "**not met**"] and best[5:7] == ["0.500", "met"]
     assert lines[keys[1]].command == (
         "# best_of_n, default: 2 cores (Abacus)\n"
         "python -m experiments.best_of_n --seed 3"
@@ -97,9 +110,12 @@ def test_lines_have_the_runs_numbers_and_stay(tmp_path, monkeypatch):
     later = grpo(tmp_path / "c", 0.3, resumed=True, devices={"TPU v5e": 4})
     evidence.main(Config((later,), out))
     _, after = read_page(out)
-    assert "> 1 min 15 s (resumed)" in after[keys[0]].row
-    assert "4 × TPU v5e, 2 cores" in after[keys[0]].row
-    assert "| met<br>**not met**<br>met |" in after[keys[0]].row
+    before, gold, kl = map(cells, after[keys[0]].rows.splitlines())
+    assert before[7:9] == [
+        "more than 1 min 15 s, CPU 31 s: resumed",
+        "4 × TPU v5e, 2 cores (Abacus)",
+    ]
+    assert [row[6] for row in (before, gold, kl)] == ["met", "**not met**", "met"]
     assert [after[key] for key in keys[1:]] == [lines[key] for key in keys[1:]]
 
 
@@ -152,7 +168,7 @@ def test_what_makes_no_line(tmp_path):
         Config(twice[:1], out)
     )
     out.write_text(f"{HEADER}| a |\n| b |\n{COMMANDS}# a\npython\n```\n")
-    assert "2 rows and 1 commands" in refused(Config(twice[:1], out))
+    assert "2 runs and 1 commands" in refused(Config(twice[:1], out))
 
 
 def test_the_page_is_as_it_would_be_written():
@@ -164,7 +180,7 @@ def test_the_page_is_as_it_would_be_written():
         assert command.startswith(f"python -m experiments.{script} ")
         named = re.search(r"--preset (\w+)", command)
         assert named is None or named[1] == preset
-        assert "dirty" not in line.row
+        assert "dirty" not in line.rows
 
 
 def test_claims_name_scripts_and_papers_that_there_are():
