@@ -34,7 +34,7 @@ GRAMMAR_LOSS = 1.129
 COMPARED = "a gain of 0.4 over −0.05; three seeds had {}, docs/algorithms/compare.md"
 PPO_PAPERS = ("1909.08593", "2009.01325", "2203.02155")
 
-NEUTRAL = Number("gold before", ("before/gold",), "the reviews have 0", -0.1, 0.1)
+NEUTRAL = Number("gold before", ("before/gold",), "0 in the data", -0.1, 0.1)
 LEASH = Number("KL (nats)", ("after/kl",), "the quickstart's bound", None, 15)
 RIGHT = Number(
     "accuracy", ("reward/eval_accuracy",), f"{TRUTH}, and 0.03 less", 0.827, 0.857
@@ -145,6 +145,7 @@ CLAIMS: dict[tuple[str, str], Claim] = {
                 0.5,
             ),
         ),
+        file="quality.json",
     ),
     ("coverage", "default"): Claim(
         (

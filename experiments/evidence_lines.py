@@ -95,12 +95,12 @@ def met(number: Number, value: float) -> str:
 
 
 def shown(value: float) -> str:
-    """Three decimals of what is no whole number.
+    """Three decimals of what is no whole number; no minus before a zero.
 
-    >>> shown(0.83333), shown(5)
-    ('0.833', '5')
+    >>> shown(0.83333), shown(-0.0002), shown(5)
+    ('0.833', '0.000', '5')
     """
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
+    return str(value) if isinstance(value, int) else f"{value:z.3f}"
 
 
 def link(paper: str) -> str:

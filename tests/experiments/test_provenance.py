@@ -129,5 +129,10 @@ def test_the_commit(tmp_path, monkeypatch):
     assert commit() == git("rev-parse", "--short", "HEAD")
     file.write_text("edited = True\n")
     assert commit() == git("rev-parse", "--short", "HEAD") + "-dirty"
+    inside = tmp_path / "lib/rlhf_jax/__init__.py"  # installed in another's project
+    inside.parents[1].mkdir()
+    monkeypatch.setattr(rlhf_jax, "__file__", str(inside))
+    assert commit().startswith(("version ", "not known"))
+    monkeypatch.setattr(rlhf_jax, "__file__", str(file))
     monkeypatch.setenv("PATH", "")
     assert commit().startswith(("version ", "not known"))
