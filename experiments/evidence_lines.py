@@ -1,5 +1,6 @@
 """A run as a line of experiments/README.md: its cells, and what it was started by."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,11 +112,12 @@ def link(paper: str) -> str:
 def hardware(run: dict[str, Any]) -> str:
     """Cores, and devices that are no CPU; processes if there were several.
 
-    >>> hardware({"cores": 2, "cpu": "A", "devices": {"TPU v5e": 8}, "processes": 1})
-    '8 × TPU v5e, 2 cores (A)'
+    >>> hardware({"cores": 2, "cpu": "A(R)", "devices": {"TPU": 8}, "processes": 1})
+    '8 × TPU, 2 cores (A)'
     """
     devices = [f"{n} × {kind}" for kind, n in run["devices"].items() if kind != "cpu"]
-    parts = [*devices, f"{run['cores']} cores ({run['cpu']})"]
+    cpu = re.sub(r"\((R|TM)\)", "", run["cpu"])
+    parts = [*devices, f"{run['cores']} cores ({cpu})"]
     if (shards := run["devices"].get("cpu", 1)) > 1:
         parts.append(f"as {shards} devices")
     if run["processes"] > 1:
