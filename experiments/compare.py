@@ -32,6 +32,7 @@ from experiments.compared import ROWS, Start
 from experiments.comparison import Result, draw, read_results, show
 from experiments.networks import make_networks
 from experiments.online import read
+from experiments.resuming import heed_stop
 from experiments.rollouts import make_compare, make_draw, make_scorer
 from experiments.samples import evaluate_policy
 from rlhf_jax.errors import UserError
@@ -100,6 +101,7 @@ def keep_compiled(path: Path) -> None:
 def keep(path: Path, find: Callable[..., Result], *args: Any) -> None:
     """Writes a result where there is none without an error."""
     if not path.exists() or "error" in load_json(path):
+        heed_stop(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_json(path, find(*args))
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from experiments import sft
 from experiments.inputs import DataConfig, prompt_parsers
 from experiments.reading import read_data
+from experiments.resuming import heed_stop
 from rlhf_jax.data import write_rows
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import sample_completions
@@ -71,6 +72,7 @@ class Round(NamedTuple):
 def write_once(path: Path, rows: Callable[..., Sequence[Any]], *args: Any) -> None:
     """Writes rows where there is no such file yet: whole, or not at all."""
     if not path.exists():
+        heed_stop(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_rows(rows(*args), path)
 

@@ -20,6 +20,7 @@ from experiments.inputs import DataConfig
 from experiments.loop_round import TINY
 from experiments.overoptimization_report import report
 from experiments.readers import draw_preferences
+from experiments.resuming import heed_stop
 from rlhf_jax.criteria import StopConfig
 from rlhf_jax.data import write_rows
 from rlhf_jax.errors import UserError
@@ -160,6 +161,7 @@ def draw_best(config: Config, began: Path, here: Path, shared: dict[str, Any]) -
     run_dir = here / "best_of_n"
     if (run_dir / "curve.json").exists():
         return
+    heed_stop(run_dir)
     best_of_n.main(
         best_of_n.Config(
             run_dir,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.resuming import heed_stop
 from rlhf_jax.data import write_rows
 from rlhf_jax.feedback.assistant import make_ask, sample_completions
 from rlhf_jax.feedback.constitution import Constitution
@@ -26,6 +27,7 @@ def keep_rows(
 ) -> list[Row]:
     """The rows of a file, which is made where it is not there yet."""
     if not path.exists():
+        heed_stop(path)
         write_rows(make(*args, **options), path)
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 

@@ -20,13 +20,39 @@ from rlhf_jax.stages import CHECKPOINTS, Stage, stage_fingerprint
 from rlhf_jax.stopping import TRY_AGAIN, stop_signals
 
 PACKAGES = ("jax", "flax", "optax")  # whose versions change roundings
+_asked_late: list[str] = []  # signals to this process that came at the end of a stage
 
 
 def start_run(config: ResumeConfig) -> Path:
-    """The run directory, this process's own; see `create_run_dir`."""
+    """The run directory, this process's own; see `create_run_dir`.
+
+    Raises:
+      SystemExit: see `heed_stop`.
+    """
+    heed_stop(config.run_dir)
     return create_run_dir(
         config.run_dir, config, resume=config.resume, accept=config.accept
     )
+
+
+def heed_stop(next_one: Path) -> None:
+    """Stops before a script's next stage, if the one before was asked to at its end.
+
+    That one was done, and had nothing left to stop; its signal is for all the script.
+
+    Raises:
+      SystemExit: with the exit code `TRY_AGAIN`.
+    """
+    if not _asked_late:
+        return
+    signal = _asked_late[0]
+    _asked_late.clear()  # whoever catches the exit may begin another
+    print(
+        f"{next_one}: stopped by {signal} before it began; the same command goes on "
+        "(with --resume, where it has that option)",
+        file=sys.stderr,
+    )
+    raise SystemExit(TRY_AGAIN)
 
 
 def resume_state(
@@ -185,7 +211,8 @@ def saving(
 ) -> Iterator[Saves]:
     """What saves a run's state; on leaving it, the last checkpoint is on disk.
 
-    Within it SIGTERM and SIGINT are requests to stop, see `stop_signals`.
+    Within it SIGTERM and SIGINT are requests to stop, see `stop_signals`. One that came
+    too late to stop this run, which is done, stops the next, see `heed_stop`.
 
     Args:
       config: run directory, and how often.
@@ -199,6 +226,8 @@ def saving(
             yield saves
         finally:
             saves.wait()
+    if signal := asked():
+        _asked_late.append(signal)
 
 
 @contextmanager

@@ -1,11 +1,17 @@
 """SIGTERM and SIGINT: saved at that step, with an exit code that says what to do."""
 
+import functools
+import os
 import signal
 import time
+from typing import Any
 
 import pytest
 from faults import stages
 
+from experiments import compare, loop_round, principled, quickstart, resuming
+from experiments.runs import ResumeConfig
+from rlhf_jax.data import make_loader
 from rlhf_jax.stopping import TRY_AGAIN
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
@@ -51,3 +57,45 @@ def test_asked_twice_by_hand_it_ends_at_once(whole, tmp_path):
     stages.outcome(run_dir)  # the last checkpoint is whole
     assert whole.start("sft", run_dir, resume=True).wait() == 0
     assert stages.outcome(run_dir) == want
+
+
+@pytest.mark.fault(4)
+def test_asked_at_the_end_of_a_stage_a_script_does_not_begin_the_next(
+    tmp_path, monkeypatch, capsys
+):
+    """The quickstart's own loop over stages that have only a beginning and an end."""
+    made = []
+
+    def stage(name, number):
+        config = ResumeConfig(tmp_path / name, resume=True)
+        resuming.start_run(config)
+        loader = make_loader([0], batch_size=1, seed=0, collate=list)
+        with resuming.saving(config, 1, loader) as saves:
+            if number is not None:
+                os.kill(os.getpid(), number)
+                time.sleep(0.01)
+            assert saves.due(1)
+        made.append(name)
+        return {}
+
+    def two(config):
+        yield "sft", functools.partial(stage, "sft", None if config.resume else TERM)
+        yield "reward", functools.partial(stage, "reward", None)
+
+    monkeypatch.setattr(quickstart, "stages", two)
+    monkeypatch.setattr(quickstart, "write_data", lambda path: path)
+    monkeypatch.setattr(quickstart, "best_accuracy", lambda path: 1.0)
+    config = quickstart.Config(tmp_path, until="reward")
+    with pytest.raises(SystemExit) as stopped:
+        quickstart.main(config)
+    assert stopped.value.code == TRY_AGAIN and made == ["sft"]
+    assert "reward: stopped by SIGTERM before it began" in capsys.readouterr().err
+    assert not (tmp_path / "reward").exists()
+
+    # What is written once, where no stage is begun.
+    none: Any = list
+    for goes_on in (compare.keep, loop_round.write_once, principled.keep_rows):
+        stage("last", INT)
+        with pytest.raises(SystemExit):
+            goes_on(tmp_path / "found.json", none)
+        goes_on(tmp_path / f"{goes_on.__name__}.json", none)  # it was heeded
