@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from experiments.samples import Evaluation, report_samples
-from rlhf_jax.alarms import Alarm, AlarmConfig, alarms, next_alarm
-from rlhf_jax.criteria import ALL_STEPS, StopConfig, stop_reason
+from rlhf_jax.alarms import Alarm, AlarmConfig, Alarms
+from rlhf_jax.criteria import ALL_STEPS, Criteria, StopConfig
 from rlhf_jax.errors import UserError
 from rlhf_jax.processes import is_first
 from rlhf_jax.rundir import save_json
@@ -69,14 +69,16 @@ class Watch:
         self, run_dir: Path, config: WatchConfig, restored: int | None, total: int
     ):
         self._run_dir, self._config, self._total = run_dir, config, total
-        self._rows = _read(run_dir / METRICS_FILE, restored or 0, config)
         self._step = restored or 0
-        self._alarms = alarms(self._rows, config.alarm)
+        self._criteria, self._alarms = Criteria(config.stop), Alarms(config.alarm)
+        for row in _read(run_dir / METRICS_FILE, self._step, config):
+            self._criteria.add(row)
+            self._alarms.add(row)
         self._ended = self._why()
         if is_first():  # alarms of later steps go: those steps are made again
             path = run_dir / ALARMS_FILE
             path.unlink(missing_ok=True)
-            self._write(self._alarms)
+            self._write(self._alarms.rung)
 
     @property
     def ended(self) -> str | None:
@@ -98,11 +100,10 @@ class Watch:
     def add(self, step: int, found: Mapping[str, float]) -> None:
         """An iteration is made. An alarm that rings is shown and written down."""
         self._step = step
-        self._rows.append({"step": step, **found})
-        alarm = next_alarm(self._rows, self._config.alarm, self._alarms)
-        if alarm is not None:
-            known = {kind for rung in self._alarms for kind in rung.kinds}
-            self._alarms.append(alarm)
+        row = {"step": step, **found}
+        self._criteria.add(row)
+        if (alarm := self._alarms.add(row)) is not None:
+            known = {kind for rung in self._alarms.rung[:-1] for kind in rung.kinds}
             if is_first():
                 self._write([alarm])
                 does = self._config.alarm.on_alarm
@@ -118,16 +119,16 @@ class Watch:
 
         It is part of what is saved, and a resumed run does not ask again.
         """
-        alarm, rung = self._config.alarm, self._alarms
+        alarm, rung = self._config.alarm, self._alarms.rung
         if alarm.on_alarm != "soften" or not rung or rung[-1].step != self._step:
             return state
         return state.replace(kl_coef=alarm.factor * state.kl_coef)
 
     def _why(self) -> str | None:
-        if (why := stop_reason(self._rows, self._config.stop)) is not None:
+        if (why := self._criteria.reason()) is not None:
             return why
-        if self._config.alarm.on_alarm == "stop" and self._alarms:
-            return f"alarm: {self._alarms[0].text}"
+        if self._config.alarm.on_alarm == "stop" and self._alarms.rung:
+            return f"alarm: {self._alarms.rung[0].text}"
         return ALL_STEPS if self._step >= self._total else None
 
     def _write(self, rung: list[Alarm]) -> None:

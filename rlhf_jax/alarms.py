@@ -5,19 +5,21 @@ else. What is compared are means over a window of iterations: the first of the r
 what it began with, the last what it is now.
 """
 
+import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
-from rlhf_jax.criteria import Rows
+from rlhf_jax.criteria import Row, Rows
 from rlhf_jax.errors import UserError
 
 OnAlarm = Literal["warn", "soften", "stop"]
 _SIGMAS = 5.0  # of noise, that the referee falls by at least
+_JUDGED = ("objective/referee", "objective/score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,53 +100,76 @@ def alarms(rows: Rows, config: AlarmConfig) -> list[Alarm]:
     >>> [(alarm.step, alarm.text) for alarm in alarms(rows, AlarmConfig(window=3))]
     [(6, 'repetition 0.257, was 0.0467')]
     """
-    found: list[Alarm] = []
-    for count in range(1, len(rows) + 1):
-        if alarm := next_alarm(rows[:count], config, found):
-            found.append(alarm)
-    return found
+    listening = Alarms(config)
+    for row in rows:
+        listening.add(row)
+    return listening.rung
 
 
-def next_alarm(rows: Rows, config: AlarmConfig, before: list[Alarm]) -> Alarm | None:
-    """The alarm that rings after the last of these iterations, if one does.
+class Alarms:
+    """`alarms` of a run under way, an iteration at a time. No reference.
 
-    No reference.
+    What an iteration takes does not grow with those before it.
 
     Args:
-      rows: metrics of every iteration so far, in order.
       config: thresholds.
-      before: the alarms of earlier iterations.
+
+    Attributes:
+      rung: all so far, in order.
+
+    >>> listening = Alarms(AlarmConfig(window=1))
+    >>> rows = [{"step": i, "rollout/repetition": i / 5} for i in (1, 2)]
+    >>> [alarm and alarm.kinds for alarm in map(listening.add, rows)]
+    [None, ('repetition',)]
     """
-    step = int(rows[-1]["step"])
-    if before and step < before[-1].step + config.window:
-        return None
-    if len(rows) < 2 * config.window:
-        return None
-    found = dict(_ringing(rows, config))
-    return Alarm(step, tuple(found), "; ".join(found.values())) if found else None
+
+    def __init__(self, config: AlarmConfig):
+        self.rung: list[Alarm] = []
+        self._config = config
+        self._first: list[Row] = []  # a window of them; and of the last ones
+        self._last: deque[Row] = deque(maxlen=config.window)
+        self._count = 0
+        self._referee = _Referee(config.window)
+
+    def add(self, row: Row) -> Alarm | None:
+        """An iteration's metrics, the next ones; the alarm that rings, if one does."""
+        window, step = self._config.window, int(row["step"])
+        if self._count < window:
+            self._first.append(row)
+        self._last.append(row)
+        self._count += 1
+        self._referee.add(row)
+        silent = self.rung and step < self.rung[-1].step + window
+        if silent or self._count < 2 * window:
+            return None
+        if not (found := dict(self._ringing())):
+            return None
+        alarm = Alarm(step, tuple(found), "; ".join(found.values()))
+        self.rung.append(alarm)
+        return alarm
+
+    def _ringing(self) -> Iterator[tuple[str, str]]:
+        """(kind, what it was and is) of all that ring."""
+        config = self._config
+        for kind, (value, rings) in _KINDS.items():
+            if (threshold := getattr(config, kind)) is None:
+                continue
+            was, now = (_mean(map(value, part)) for part in (self._first, self._last))
+            if rings(was, now, threshold):
+                yield kind, f"{kind} {now:.3g}, was {was:.3g}"
+        if config.referee is not None and (fall := self._referee.fall(config.referee)):
+            was, now = fall
+            yield (
+                "referee",
+                f"referee {now:.3g}, was {was:.3g}, while the score rose",
+            )
 
 
-def _ringing(rows: Rows, config: AlarmConfig) -> Iterator[tuple[str, str]]:
-    """(kind, what it was and is) of all that ring."""
-    first, last = rows[: config.window], rows[-config.window :]
-    for kind, (value, rings) in _KINDS.items():
-        if (threshold := getattr(config, kind)) is None:
-            continue
-        was, now = (_mean(map(value, part)) for part in (first, last))
-        if rings(was, now, threshold):
-            yield kind, f"{kind} {now:.3g}, was {was:.3g}"
-    if config.referee is not None and (fall := _referee_fall(rows, config)):
-        yield (
-            "referee",
-            "referee {1:.3g}, was {0:.3g}, while the score rose".format(*fall),
-        )
-
-
-def _metric(name: str) -> Callable[[Mapping[str, float]], float]:
+def _metric(name: str) -> Callable[[Row], float]:
     return lambda row: row[name] if name in row else math.nan
 
 
-def _entropy(row: Mapping[str, float]) -> float:
+def _entropy(row: Row) -> float:
     """Nats a token."""
     entropy, length = map(_metric, ("objective/entropy", "rollout/response_length"))
     return entropy(row) / length(row) if length(row) else math.nan
@@ -167,23 +192,48 @@ _KINDS: dict[str, tuple[Callable, Callable[[float, float, float], bool]]] = {
 }
 
 
-def _referee_fall(rows: Rows, config: AlarmConfig) -> tuple[float, float] | None:
-    """(peak, now) of the referee where it has fallen while the score went on rising."""
-    window, names = config.window, ("objective/referee", "objective/score")
-    if not all(name in row for row in rows for name in names):
-        return None
-    values = np.array([[row[name] for name in names] for row in rows])
-    values = values[~np.isnan(values).any(axis=1)]
-    if len(values) < max(2 * window, 3):  # as many as noise is judged by
-        return None
-    referee, score = sliding_window_view(values, window, axis=0).mean(axis=2).T
-    peak = int(np.argmax(referee))
-    fall, rise = referee[peak] - referee[-1], referee[peak] - referee[0]
-    # σ of an iteration from second differences, which have √6 σ and no trend; half of
-    # what is normal is within 0.6745 σ. The difference of two windows has √(2/n) σ.
-    bends = np.abs(np.diff(values[:, 0], n=2))
-    noise = np.median(bends) / (0.6745 * math.sqrt(6)) * math.sqrt(2 / window)
-    least = max(config.referee * rise, _SIGMAS * noise)
-    if fall > least and score[-1] > score[peak]:
-        return float(referee[peak]), float(referee[-1])
-    return None
+class _Referee:
+    """Where the referee was at its peak, and how noisy it is."""
+
+    def __init__(self, window: int):
+        self._window, self._count, self._missing = window, 0, False
+        self._last: deque[tuple[float, float]] = deque(maxlen=max(window, 3))
+        self._bends: list[float] = []  # |second differences|, in ascending order
+        # (referee, score), means of a window: the first, the peak's, the last.
+        self._first = self._peak = self._now = (math.nan, math.nan)
+
+    def add(self, row: Row) -> None:
+        """The next iteration's; one without a number does not count."""
+        if not all(name in row for name in _JUDGED):
+            self._missing = True
+            return
+        referee, score = (row[name] for name in _JUDGED)
+        if not (math.isfinite(referee) and math.isfinite(score)):
+            return
+        self._last.append((referee, score))
+        self._count += 1
+        last = [*self._last]
+        if self._count >= 3:
+            a, b, c = (x for x, _ in last[-3:])
+            bisect.insort(self._bends, abs((c - b) - (b - a)))
+        if self._count >= self._window:
+            referee, score = np.mean(last[-self._window :], axis=0).tolist()
+            self._now = referee, score
+            if self._count == self._window:
+                self._first = self._now
+            if not referee <= self._peak[0]:  # a NaN before the first one
+                self._peak = self._now
+
+    def fall(self, share: float) -> tuple[float, float] | None:
+        """(peak, now) where it has fallen while the score went on rising."""
+        if self._missing or self._count < max(2 * self._window, 3):
+            return None  # too few to judge noise by
+        (peak, before), (now, score) = self._peak, self._now
+        # σ of an iteration from second differences, which have √6 σ and no trend; half
+        # of what is normal is within 0.6745 σ. The difference of two windows has
+        # √(2/n) σ.
+        count = len(self._bends)
+        median = (self._bends[(count - 1) // 2] + self._bends[count // 2]) / 2
+        noise = median / (0.6745 * math.sqrt(6)) * math.sqrt(2 / self._window)
+        least = max(share * (peak - self._first[0]), _SIGMAS * noise)
+        return (peak, now) if peak - now > least and score > before else None

@@ -7,11 +7,13 @@ each comes to the same.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 
 from rlhf_jax.errors import UserError
 
-Rows = Sequence[Mapping[str, float]]  # lines of metrics.jsonl, one an iteration
+Row = Mapping[str, float]  # a line of metrics.jsonl, of one iteration
+Rows = Sequence[Row]
 ALL_STEPS = "all steps"  # why a run ended that no criterion has ended
 
 
@@ -80,25 +82,61 @@ def stop_reason(rows: Rows, config: StopConfig) -> str | None:
     >>> stop_reason(rows, StopConfig(score=0.6, patience=1))
     'plateau: no score above 0.5 in the last 1 iterations'
     """
-    if not rows:
+    criteria = Criteria(config)
+    for row in rows:
+        criteria.add(row)
+    return criteria.reason()
+
+
+class Criteria:
+    """`stop_reason` of a run under way, an iteration at a time. No reference.
+
+    What an iteration takes grows with ``patience``, not with those before it.
+
+    Args:
+      config: the criteria.
+
+    >>> criteria = Criteria(StopConfig(score=0.5))
+    >>> for step, score in enumerate([0.1, 0.7], 1):
+    ...     criteria.add({"step": step, "objective/score": score})
+    ...     criteria.reason()
+    'target score: objective/score = 0.7, asked for 0.5'
+    """
+
+    def __init__(self, config: StopConfig):
+        self._config = config
+        self._last: Row | None = None
+        self._before = math.nan  # the best score but for the last ``patience``
+        self._since: deque[float] = deque()
+
+    def add(self, row: Row) -> None:
+        """An iteration's metrics, the next ones."""
+        self._last = row
+        if self._config.patience is not None:
+            self._since.append(row["objective/score"])
+            if len(self._since) > self._config.patience:
+                self._before = _best([self._before, self._since.popleft()])
+
+    def reason(self) -> str | None:
+        """Why the run ends after the last one; None where it goes on."""
+        last, config = self._last, self._config
+        if last is None:
+            return None
+        if config.score is not None and (s := last["objective/score"]) >= config.score:
+            return f"target score: objective/score = {s:.4g}, asked for {config.score}"
+        if config.kl is not None and (kl := last["objective/kl"]) > config.kl:
+            return (
+                f"kl budget: objective/kl = {kl:.4g} nats a response, above {config.kl}"
+            )
+        best = self._before + config.min_delta
+        if config.patience is not None and _best(self._since) <= best:
+            return (
+                f"plateau: no score above {best:.4g} in the last {config.patience} "
+                "iterations"
+            )
         return None
-    last = rows[-1]
-    if config.score is not None and (score := last["objective/score"]) >= config.score:
-        return f"target score: objective/score = {score:.4g}, asked for {config.score}"
-    if config.kl is not None and (kl := last["objective/kl"]) > config.kl:
-        return f"kl budget: objective/kl = {kl:.4g} nats a response, above {config.kl}"
-    if config.patience is None:
-        return None
-    before, since = (
-        max(
-            (x for row in part if not math.isnan(x := row["objective/score"])),
-            default=math.nan,
-        )
-        for part in (rows[: -config.patience], rows[-config.patience :])
-    )
-    if since <= before + config.min_delta:
-        return (
-            f"plateau: no score above {before + config.min_delta:.4g} in the last "
-            f"{config.patience} iterations"
-        )
-    return None
+
+
+def _best(scores: Iterable[float]) -> float:
+    """The greatest; NaN where there is none but NaN."""
+    return max((x for x in scores if not math.isnan(x)), default=math.nan)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_jax.alarms import AlarmConfig, alarms, next_alarm
+from rlhf_jax.alarms import AlarmConfig, Alarms, alarms
 from rlhf_jax.errors import UserError
 
 NAMES = {
@@ -122,17 +122,92 @@ def test_a_missing_number_hides_one_iteration_alone():
     assert rung(referee=referee, score=UP)[0][1] == "referee"
 
 
-def test_step_by_step_is_all_at_once():
-    """What is told after each iteration is what is read back from all of them."""
-    rng = np.random.default_rng(0)
-    values = {name: rng.exponential(size=60).cumsum() / 9 for name in NAMES}
-    found, history, config = [], rows(**values), AlarmConfig(window=3)
-    for count in range(1, len(history) + 1):
-        if alarm := next_alarm(history[:count], config, found):
-            found.append(alarm)
-    assert found == alarms(history, config) and len(found) > 3
-    cut = found[1].step
-    assert alarms(history[:cut], config) == found[:2]
+class Counted(dict):
+    """An iteration that counts how often it is asked for a number."""
+
+    asked = 0
+
+    def __getitem__(self, name):
+        Counted.asked += 1
+        return super().__getitem__(name)
+
+
+def slow_alarms(history, config):
+    """The definition once more: every iteration looks at all of those before it."""
+    found, window = [], config.window
+    mean = lambda part, value: np.mean([value(row) for row in part])
+    asked = lambda name: lambda row: row.get(NAMES[name], math.nan)
+    a_token = lambda row: asked("entropy")(row) / asked("length")(row)
+    for count in range(2 * window, len(history) + 1):
+        rows, kinds = history[:count], []
+        if found and count < found[-1][0] + window:
+            continue
+        was, now = (
+            {
+                **{name: mean(part, asked(name)) for name in NAMES},
+                "entropy": mean(part, a_token),
+            }
+            for part in (rows[:window], rows[-window:])
+        )
+        change = {name: now[name] / was[name] for name in NAMES if was[name]}
+        if now["repetition"] - was["repetition"] > config.repetition:
+            kinds.append("repetition")
+        if change["entropy"] < config.entropy:
+            kinds.append("entropy")
+        if max(change["length"], 1 / change["length"]) > config.length:
+            kinds.append("length")
+        if change["disagreement"] > config.disagreement:
+            kinds.append("disagreement")
+        judged = [[asked(name)(row) for name in ("referee", "score")] for row in rows]
+        judged = np.array([pair for pair in judged if not np.isnan(pair).any()])
+        if len(judged) >= max(2 * window, 3):
+            ends = range(window, len(judged) + 1)
+            referee, score = np.array([judged[e - window : e].mean(0) for e in ends]).T
+            top = np.argmax(referee)
+            noise = np.median(np.abs(np.diff(judged[:, 0], n=2))) / 0.6745 / 6**0.5
+            least = config.referee * (referee[top] - referee[0])
+            least = max(least, 5 * noise * (2 / window) ** 0.5)
+            if referee[top] - referee[-1] > least and score[-1] > score[top]:
+                kinds.append("referee")
+        if kinds:
+            found.append((count, *kinds))
+    return found
+
+
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_looking_at_one_iteration_decides_as_looking_at_all(window):
+    """Random walks, with iterations that have no number; cut, too, as a run may be."""
+    config, seen = AlarmConfig(window=window), set()
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        steps = np.arange(60)
+        values: dict = {name: np.exp(rng.normal(size=60) / 9) for name in NAMES}
+        values["repetition"] = steps / 300 + rng.uniform(0, 0.15, 60)
+        values["length"] *= 9 + steps / rng.uniform(4, 20)
+        values["score"] = steps + rng.normal(size=60)
+        top = rng.integers(10, 50)
+        values["referee"] = -np.abs(steps - top) + rng.normal(size=60) / 3
+        for name in ("repetition", "referee"):
+            values[name][rng.integers(0, 60, 3)] = math.nan
+        history = rows(**{name: x.tolist() for name, x in values.items()})
+        expected = slow_alarms(history, config)
+        found = [(step, *kinds) for step, kinds, _ in alarms(history, config)]
+        assert found == expected
+        cut = int(rng.integers(1, 60))
+        before = [alarm for alarm in expected if alarm[0] <= cut]
+        assert [(a.step, *a.kinds) for a in alarms(history[:cut], config)] == before
+        seen |= {kind for alarm in expected for kind in alarm[1:]}
+    assert seen >= {"length", "referee", "repetition"}
+
+
+def test_an_iteration_costs_the_same_however_many_came_before():
+    """With all kinds, none of which rings."""
+    listening, costs = Alarms(AlarmConfig(window=3)), []
+    for row in rows(**{name: [1.0] * 200 for name in NAMES}):
+        Counted.asked = 0
+        listening.add(Counted(row))
+        costs.append(Counted.asked)
+    assert set(costs[6:]) == {costs[-1]} and costs[-1] > 0 and not listening.rung
 
 
 @pytest.mark.parametrize(

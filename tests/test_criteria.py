@@ -2,9 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from rlhf_jax.criteria import StopConfig, stop_reason
+from rlhf_jax.criteria import Criteria, StopConfig, stop_reason
 from rlhf_jax.errors import UserError
 
 
@@ -50,6 +51,22 @@ def test_a_budget_is_not_exceeded():
 )
 def test_a_plateau_is_no_better_score_for_a_while(scores, patience, min_delta, last):
     assert ends(scores, patience=patience, min_delta=min_delta) == last
+
+
+def test_a_score_is_looked_at_once():
+    """Random walks with gaps: a plateau is where looking at all of them finds one."""
+    rng = np.random.default_rng(0)
+    best = lambda part: max((x for x in part if x == x), default=math.nan)
+    for patience in (1, 3, 7):
+        scores = rng.normal(size=80).cumsum()
+        scores[rng.integers(0, 80, 9)] = math.nan
+        criteria = Criteria(StopConfig(patience=patience, min_delta=0.3))
+        for count, row in enumerate(rows(scores), 1):
+            criteria.add(row)
+            row.clear()  # it is not asked again
+            cut = max(count - patience, 0)
+            before, since = best(scores[:cut]), best(scores[cut:count])
+            assert (criteria.reason() is not None) == (since <= before + 0.3)
 
 
 def test_the_reason_names_its_criterion():
