@@ -1,6 +1,7 @@
 """Several responses a prompt, for scripts that choose among them without a critic."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,8 +10,8 @@ from experiments.online import OnlineConfig
 from experiments.rollouts import Sampled
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import Devices, data_parallel, shard
-from rlhf_jax.steps import TrainState
-from rlhf_jax.types import Array, Params, Rollout, TokenBatch
+from rlhf_jax.steps import TrainState, policy_forward
+from rlhf_jax.types import ApplyFn, Array, Params, Rollout, TokenBatch
 
 
 def check_unpacked(config: OnlineConfig) -> None:
@@ -58,3 +59,30 @@ def make_choices(
         return Sampled(rollout, scores, *found)
 
     return sampled_of
+
+
+def compare_tokens(
+    sampled_of: Callable[..., Sampled],
+    ref_apply_fn: ApplyFn,
+    ref_params: Params,
+    devices: Devices,
+) -> Callable[..., Sampled]:
+    """``sampled_of`` that tells of each token what the reference says of it.
+
+    What is learned from compares whole completions, and has no use for it: this is for
+    evaluations, which it costs another forward pass.
+    """
+
+    def reference(params: Params, batch: TokenBatch, *, axis_name=None) -> Array:
+        del axis_name
+        return policy_forward(ref_apply_fn, params, batch, temperature=1.0).logprobs
+
+    logprobs_of = data_parallel(reference, devices, in_axes=(None, 0), out_axes=0)
+
+    def compared(*given: Any) -> Sampled:
+        sampled = sampled_of(*given)
+        rollout = sampled.rollout
+        both = rollout.raw_logprobs, logprobs_of(ref_params, rollout.batch)
+        return sampled._replace(compared=both)
+
+    return compared

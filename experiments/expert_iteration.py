@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments import cli
 from experiments.aside import finish_run
-from experiments.choices import check_unpacked, make_choices
+from experiments.choices import check_unpacked, compare_tokens, make_choices
 from experiments.logs import ShowRollout, show_plan
 from experiments.networks import make_networks
 from experiments.online import OnlineConfig, read
@@ -135,7 +135,8 @@ def main(config: Config) -> dict[str, float]:
     tx = make_optimizer(config.optim, total * updates)
     state = create_state(nets.apply_fn, nets.params, tx)
     key = jax.random.fold_in(run_key, 0)
-    evaluate = functools.partial(evaluate_policy, kept_of, asked, key, tokenizer, gold)
+    asking = compare_tokens(kept_of, nets.ref_apply_fn, ref, devices), asked, key
+    evaluate = functools.partial(evaluate_policy, *asking, tokenizer, gold)
     held = replicate(state, devices)
     before = evaluate(held)
     stages = {"policy": policy, "reward": reward, **referees.judges}

@@ -20,7 +20,7 @@ import jax
 
 from experiments import cli
 from experiments.aside import finish_run
-from experiments.choices import check_unpacked, make_choices
+from experiments.choices import check_unpacked, compare_tokens, make_choices
 from experiments.logs import ShowRollout, show_plan
 from experiments.networks import Networks, make_networks
 from experiments.online import OnlineConfig, read
@@ -113,9 +113,10 @@ def main(config: Config) -> dict[str, float]:
     tx = make_optimizer(config.optim, total)
     state = create_state(nets.apply_fn, nets.params, tx)
     alone = dataclasses.replace(online, mixture=0.0)  # the policy's own, to be judged
+    own_of = make_pairs(nets, alone, score, ref, frozen, devices, show_rollout)
     evaluate = functools.partial(
         evaluate_policy,
-        make_pairs(nets, alone, score, ref, frozen, devices, show_rollout),
+        compare_tokens(own_of, nets.ref_apply_fn, ref, devices),
         asked,
         jax.random.fold_in(run_key, 0),
         tokenizer,

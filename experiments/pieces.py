@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from tokenizers.decoders import DecodeStream
 
-from rlhf_jax.types import Array, Rollout
+from rlhf_jax.types import Array
 
 
 def token_texts(tokenizer: Any, ids: list[int], text: str) -> list[str]:
@@ -35,16 +35,16 @@ def token_texts(tokenizer: Any, ids: list[int], text: str) -> list[str]:
     return [text[a:b] for a, b in zip(ends, ends[1:], strict=False)]
 
 
-def token_kl(rollout: Rollout, ref_logprobs: Array) -> list[list[float]]:
+def token_kl(logprobs: Array, ref_logprobs: Array, mask: Array) -> list[list[float]]:
     """log π − log π_ref of each token of the responses, nats, to five decimals.
 
     They add up to ``objective/kl``.
 
     Args:
-      rollout: [B, T].
-      ref_logprobs: [B, T] float32 nats, at the temperature of the rollout's.
+      logprobs: [B, T] float32 nats, of the policy.
+      ref_logprobs: [B, T] float32 nats, of the reference at the same temperature.
+      mask: [B, T] bool, the tokens of the responses.
     """
-    rollout, ref = jax.device_get((rollout, ref_logprobs))
-    kl = rollout.logprobs.astype(np.float64) - ref
-    rows = zip(kl, rollout.batch.mask, strict=True)
+    own, ref, masks = jax.device_get((logprobs, ref_logprobs, mask))
+    rows = zip(own.astype(np.float64) - ref, masks, strict=True)
     return [(row[mask].round(5) + 0.0).tolist() for row, mask in rows]  # no -0.0

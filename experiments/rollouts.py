@@ -129,7 +129,9 @@ class Sampled(NamedTuple):
     scores: Array  # [N, B/N]
     experience: Any  # what an update learns from
     metrics: Metrics
-    ref_logprobs: Array | None = None  # [N, B/N, T] nats, a token; None: not kept
+    # [N, B/N, T] nats a token, of the policy and of the reference at one temperature,
+    # which say what the KL is spent on; None: not kept.
+    compared: tuple[Array, Array] | None = None
 
 
 def make_draw(
@@ -209,7 +211,9 @@ def make_compare(
     def compare(state: PolicyState, drawn: Drawn) -> Sampled:
         rollout, scores, best, _ = drawn
         found = step(state, ref_params, rollout, scores, frozen, best)
-        return Sampled(rollout, scores, *found, ref_logprobs=found[0].ref_logprobs)
+        reference = found[0].ref_logprobs  # None where there is none
+        both = None if reference is None else (rollout.logprobs, reference)
+        return Sampled(rollout, scores, *found, compared=both)
 
     return compare
 

@@ -1,6 +1,5 @@
 """Samples of a policy on held-out prompts, before and after training."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 
 from experiments.pieces import token_kl, token_texts
 from experiments.rollouts import Sampled, decode, response_ids
+from rlhf_jax.data import write_rows
 from rlhf_jax.parallel import unshard
 from rlhf_jax.processes import is_first
 from rlhf_jax.rewards import RewardFunction, call_reward_function
@@ -75,14 +75,16 @@ def evaluate_policy(
     rollout = unshard(sampled.rollout)
     texts = decode(tokenizer, rollout)
     ids = zip(response_ids(rollout), texts[1], strict=True)
-    ref_logprobs = unshard(sampled.ref_logprobs)  # None is a tree without leaves
+    kl = None
+    if sampled.compared is not None:
+        kl = token_kl(*map(unshard, sampled.compared), mask=rollout.batch.mask)
     return Evaluation(
         *texts,
         scores=np.asarray(unshard(sampled.scores)),
         gold=None if gold is None else call_reward_function(gold, *texts),
         metrics=sampled.metrics.compute(),
         tokens=[token_texts(tokenizer, *of) for of in ids],
-        kl=None if ref_logprobs is None else token_kl(rollout, ref_logprobs),
+        kl=kl,
     )
 
 
@@ -109,8 +111,7 @@ def report_samples(
         for i, prompt in enumerate(before.prompts)
     )
     if is_first():
-        with (run_dir / "samples.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        write_rows(rows, run_dir / "samples.jsonl")
     summary = {f"before/{k}": v for k, v in before.summary().items()}
     summary |= {f"after/{k}": v for k, v in after.summary().items()}
     save_json(run_dir / "summary.json", summary)

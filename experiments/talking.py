@@ -101,11 +101,14 @@ def make_answer(
         rollout, ref_logprobs = draw(params, ref, collate([Prompt(ids)]), key)
         rollout = jax.device_get(rollout)
         [text], [said] = decode(tokenizer, rollout)[1], response_ids(rollout)
+        kl = None
+        if ref_logprobs is not None:
+            [kl] = token_kl(rollout.logprobs, ref_logprobs, rollout.batch.mask)
         return Answer(
             text,
             said,
             tokens=token_texts(tokenizer, said, text),
-            kl=None if ref_logprobs is None else token_kl(rollout, ref_logprobs)[0],
+            kl=kl,
             score=None
             if score is None
             else float(score(shard(rollout, devices))[0, 0]),

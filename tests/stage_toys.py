@@ -1,8 +1,11 @@
 """Toy-sized stages: two updates each, and later ones start from earlier ones."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from experiments import (
     best_of_n,
@@ -38,6 +41,24 @@ def shared(config: OnlineConfig) -> dict[str, Any]:
     """What every script is asked that learns from what it samples."""
     fields = dataclasses.fields(OnlineConfig)
     return {field.name: getattr(config, field.name) for field in fields}
+
+
+def check_tokens(run_dir: Path, summary: dict[str, float]) -> None:
+    """Of 8 samples: tokens joined are the text, their KL adds up to the summary's."""
+    rows = (run_dir / "samples.jsonl").read_text().splitlines()
+    assert len(rows) == 8
+    for when in ("before", "after"):
+        sides = [json.loads(row)[when] for row in rows]
+        for side in sides:
+            assert "".join(side["tokens"]) == side["completion"]
+        lengths = [len(side["tokens"]) for side in sides]
+        assert sum(lengths) / 8 == summary[f"{when}/response_length"]
+        if f"{when}/kl" not in summary:  # there is no reference
+            assert not any("kl" in side for side in sides)
+            continue
+        assert [len(side["kl"]) for side in sides] == lengths
+        total = sum(sum(side["kl"]) for side in sides)
+        assert total / 8 == pytest.approx(summary[f"{when}/kl"], abs=2e-4)
 
 
 @dataclasses.dataclass(frozen=True)

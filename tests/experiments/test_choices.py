@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from stage_toys import check_tokens
 
 from experiments import best_of_n, expert_iteration, export, online_preference, sft
 from experiments.best_of_k import demonstrations
@@ -37,8 +38,7 @@ def test_a_policy_learns_from_pairs_of_its_own(toys, tmp_path, preset):
         assert rows[0]["preference/loss"] == pytest.approx(math.log(2))
         assert rows[1]["preference/margin"] != 0 == rows[0]["preference/margin"]
     assert ("xpo/bonus" in rows[0]) == (preset == "xpo")
-    # 8 samples, whoever draws the second completions of training.
-    assert len((tmp_path / "run/samples.jsonl").read_text().splitlines()) == 8
+    check_tokens(tmp_path / "run", summary)  # whoever draws the others of training
     export.main(export.Config(tmp_path / "run", tmp_path / "out"))
     assert "on its own completions" in (tmp_path / "out/README.md").read_text()
 
@@ -48,15 +48,17 @@ def test_a_mixture_with_adapters_on_two_devices(toys, tmp_path):
     config = toys.online(
         tmp_path, "nash_md", reward=GOLD, lora=LoraOptions(rank=2), devices=2
     )
-    online_preference.main(config)
+    check_tokens(tmp_path, online_preference.main(config))
     for row in read_metrics(tmp_path / "metrics.jsonl"):
         assert row["objective/score"] == pytest.approx(row["objective/gold"])
     assert load_stage(tmp_path, "policy", option="--policy").adapters is not None
 
 
 def test_expert_iteration_imitates_the_best(toys, tmp_path):
+    """KL is that of temperature 1, whatever the samples are drawn at."""
     config = toys.expert(tmp_path / "run", devices=2)
-    expert = dataclasses.replace(config.expert, rows=2)
+    cold = dataclasses.replace(config.expert.sampling, temperature=0.5)
+    expert = dataclasses.replace(config.expert, rows=2, sampling=cold)
     summary = expert_iteration.main(dataclasses.replace(config, expert=expert))
     assert summary["before/kl"] == pytest.approx(0, abs=1e-4) != summary["after/kl"]
     rows = read_metrics(tmp_path / "run/metrics.jsonl")
@@ -64,6 +66,7 @@ def test_expert_iteration_imitates_the_best(toys, tmp_path):
     for row in rows:
         assert row["best/score"] > row["objective/score"]
         assert 0 < row["sft/loss"] < 10 and "objective/gold" in row
+    check_tokens(tmp_path / "run", summary)
     export.main(export.Config(tmp_path / "run", tmp_path / "out"))
     assert "expert iteration" in (tmp_path / "out/README.md").read_text()
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 from interrupted import killed_at_its_second_save
+from stage_toys import check_tokens
 
 from experiments import (
     expert_iteration,
@@ -34,24 +35,6 @@ from rlhf_jax.tracking import read_metrics
 
 def _metrics(run_dir):
     return (run_dir / "metrics.jsonl").read_text()
-
-
-def check_tokens(run_dir, summary):
-    """Of 8 samples: tokens joined are the text, their KL adds up to the summary's."""
-    rows = (run_dir / "samples.jsonl").read_text().splitlines()
-    assert len(rows) == 8
-    for when in ("before", "after"):
-        sides = [json.loads(row)[when] for row in rows]
-        for side in sides:
-            assert "".join(side["tokens"]) == side["completion"]
-        lengths = [len(side["tokens"]) for side in sides]
-        assert sum(lengths) / 8 == summary[f"{when}/response_length"]
-        if f"{when}/kl" not in summary:  # there is no reference
-            assert not any("kl" in side for side in sides)
-            continue
-        assert [len(side["kl"]) for side in sides] == lengths
-        total = sum(sum(side["kl"]) for side in sides)
-        assert total / 8 == pytest.approx(summary[f"{when}/kl"], abs=2e-4)
 
 
 def test_sft_and_reward_leave_what_the_next_stage_needs(toys):
