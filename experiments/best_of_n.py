@@ -18,9 +18,10 @@ import jax
 
 from experiments import cli
 from experiments.aside import say_put_aside
-from experiments.asking import AskConfig, ask, read_asked, write_lines
+from experiments.asking import AskConfig, ask, read_asked
 from experiments.best_of_k import curve, demonstrations, ends, report
 from experiments.networks import fit_to_policy, load_reward
+from rlhf_jax.data import write_rows
 from rlhf_jax.rewards import load_reward_function
 from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.stages import load_policy
@@ -51,7 +52,7 @@ def main(config: Config) -> dict[str, float]:
     found = ask(config, prompts, policy, reward, gold, key=key, title="best of n")
     best = curve(found.scores, config.sampling.completions)
     rows = demonstrations(texts, found.completions, found.scores, found.ended)
-    write_lines(run_dir / "best.jsonl", rows)
+    write_rows(rows, run_dir / "best.jsonl")
     report(best, run_dir, len(texts))
     print(f"{run_dir}/best.jsonl: {len(rows)} of {len(texts)} prompts, as --data.path")
     say_put_aside(run_dir)

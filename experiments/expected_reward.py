@@ -23,12 +23,13 @@ import numpy as np
 
 from experiments import cli
 from experiments.aside import say_put_aside
-from experiments.asking import AskConfig, Asked, ask, read_asked, write_lines
+from experiments.asking import AskConfig, Asked, ask, read_asked
 from experiments.ends import ends, known
 from experiments.exact import exact_reward
 from experiments.expected_report import LABELS, draw, show
 from experiments.inputs import DataConfig
 from experiments.networks import fit_to_policy, load_reward
+from rlhf_jax.data import write_rows
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import expected_reward, mean_interval, pass_at_k
 from rlhf_jax.rewards import load_reward_function
@@ -79,8 +80,8 @@ def main(config: Config) -> dict[str, Any]:
         exact = exact_reward(config, prompts, policy, reward, least=config.exact)
         summary["score"]["exact"] = float(exact.value.mean())
         summary["score"]["exact_mass"] = float(exact.mass.mean())
-    write_lines(run_dir / "rollouts.jsonl", rollouts(found, k))
-    write_lines(run_dir / "queries.jsonl", queries(found, rewards))
+    write_rows(rollouts(found, k), run_dir / "rollouts.jsonl")
+    write_rows(queries(found, rewards), run_dir / "queries.jsonl")
     save_json(run_dir / "summary.json", summary)
     show(found, rewards, summary)
     draw(rewards["score"], run_dir / "expected_reward.png", LABELS["score"])

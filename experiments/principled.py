@@ -29,7 +29,8 @@ def keep_rows(
     if not path.exists():
         heed_stop(path)
         write_rows(make(*args, **options), path)
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    # Not splitlines: a text may have other ends of lines in it, which JSON keeps.
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
 
 
 def answer(

@@ -1,7 +1,6 @@
 """Sums and products as files of prompts and completions."""
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.inputs import DataConfig
+from rlhf_jax.data import write_rows
 from rlhf_jax.errors import UserError
 
 Pair = tuple[int, int]
@@ -23,7 +23,7 @@ def write_sums(folder: Path, sizes: Mapping[str, int], digits: int, seed: int) -
     pairs = distinct_pairs(0, 10**digits, sum(sizes.values()), seed)
     row = lambda a, b: (f"{a:0{digits}}+{b:0{digits}}=", f"{a + b:0{digits + 1}}")
     for name, size in sizes.items():
-        write_rows(folder, name, (row(*p) for p in itertools.islice(pairs, size)))
+        write_problems(folder, name, (row(*p) for p in itertools.islice(pairs, size)))
 
 
 def write_products(
@@ -39,7 +39,9 @@ def write_products(
     said = lambda i, a, b: (f"[{a}*{b}]{a * b}" if i % 2 else "") + f">{a * b}"
     for name, size in sizes.items():
         some = enumerate(itertools.islice(pairs, size))
-        write_rows(folder, name, ((f"{a}*{b}=", said(i, a, b)) for i, (a, b) in some))
+        write_problems(
+            folder, name, ((f"{a}*{b}=", said(i, a, b)) for i, (a, b) in some)
+        )
 
 
 def distinct_pairs(least: int, end: int, count: int, seed: int) -> Iterator[Pair]:
@@ -53,10 +55,10 @@ def distinct_pairs(least: int, end: int, count: int, seed: int) -> Iterator[Pair
     return ((least + n // side, least + n % side) for n in chosen.tolist())
 
 
-def write_rows(folder: Path, name: str, rows: Sums) -> None:
+def write_problems(folder: Path, name: str, rows: Sums) -> None:
     """Prompts and completions as JSONL."""
-    lines = (json.dumps({"prompt": x, "completion": y}) + "\n" for x, y in rows)
-    (folder / f"{name}.jsonl").write_text("".join(lines))
+    named = ({"prompt": x, "completion": y} for x, y in rows)
+    write_rows(named, folder / f"{name}.jsonl")
 
 
 def problem_data(folder: Path, name: str) -> DataConfig:

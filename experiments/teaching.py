@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from rlhf_jax.data import (
     collate_prompts,
     tokenize_demonstrations,
     tokenize_prompts,
+    write_rows,
 )
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import unshard
@@ -137,10 +137,8 @@ def report_student(
         ],
     )
     texts = zip(before.prompts, before.completions, after.completions, strict=True)
-    with (run_dir / "samples.jsonl").open("w", encoding="utf-8") as file:
-        for prompt, then, now in texts:
-            row = {"prompt": prompt, "before": then, "after": now}
-            file.write(json.dumps(row) + "\n")
+    rows = ({"prompt": x, "before": then, "after": now} for x, then, now in texts)
+    write_rows(rows, run_dir / "samples.jsonl")
     summary = {f"before/{k}": v for k, v in before.summary.items()}
     summary |= {f"after/{k}": v for k, v in after.summary.items()}
     save_json(run_dir / "summary.json", summary)

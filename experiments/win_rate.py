@@ -22,10 +22,11 @@ import jax
 import numpy as np
 
 from experiments import cli
-from experiments.asking import AskConfig, Asked, ask, read_asked, write_lines
+from experiments.asking import AskConfig, Asked, ask, read_asked
 from experiments.inputs import DataConfig
 from experiments.networks import fit_to_policy, load_reward
 from experiments.win_report import compare, draw, rate, show
+from rlhf_jax.data import write_rows
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import reward_outcomes
 from rlhf_jax.feedback import (
@@ -98,7 +99,7 @@ def main(config: Config) -> dict[str, Any]:
     ]
     summary = {"policies": names, "comparisons": comparisons}
     save_json(run_dir / "summary.json", summary)
-    write_lines(run_dir / "answers.jsonl", answer_rows(names, answers, k))
+    write_rows(answer_rows(names, answers, k), run_dir / "answers.jsonl")
     show(summary)
     draw(summary, run_dir / "win_rate.png")
     return summary

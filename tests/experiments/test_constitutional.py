@@ -1,6 +1,7 @@
 """Constitutional AI at toy size: what it keeps, and what it does not make again."""
 
 import dataclasses
+import functools
 import json
 import random
 import zlib
@@ -18,6 +19,13 @@ TOY = dataclasses.replace(
     constitutional.MODEL, vocab_size=400, d_model=8, n_layers=1, d_head=8, d_ff=16
 )
 KINDS = [Manners(c, r) for c in (False, True) for r in (False, True)]
+
+
+def test_rows_are_kept_as_they_are(tmp_path):
+    """With ends of lines that are none in JSON; made once."""
+    rows = [{"text": "a\u2028b\x85c\n"}, {"text": "é"}]
+    kept = functools.partial(principled.keep_rows, tmp_path / "rows.jsonl")
+    assert kept(lambda: rows) == rows == kept(lambda: [])
 
 
 @pytest.mark.parametrize("had", KINDS)
