@@ -6,6 +6,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from experiments.ends import known
 from experiments.inputs import Data
 from rlhf_jax.rundir import save_json
 from rlhf_jax.terminal import print_table
@@ -46,9 +47,11 @@ def report_accuracy(title: str, run_dir: Path, metrics: Metrics) -> dict[str, fl
         ["judgements", "accuracy", "95 % interval", *others],
         [[count, found[accuracy], low_high, *others.values()]],
     )
-    summary = found | {"judgements": count}
-    save_json(run_dir / "summary.json", summary)
-    return summary
+    count_of: dict[str, float] = {"judgements": count}
+    # One side of few labels may have none, and a mean over nothing is not known.
+    told = {name: known(x) for name, x in found.items()}
+    save_json(run_dir / "summary.json", told | count_of)
+    return found | count_of
 
 
 def preference_eval(step: Callable, *trees: Any, **options: Any) -> Metrics:

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import expected_reward, reward_quality, win_rate
 from experiments.calibrating import CALIBRATION, held_out_differences
+from experiments.evaluation import report_accuracy
 from experiments.pair_scores import edited
 from experiments.win_report import compare, rate
 from rlhf_jax.data import (
@@ -23,6 +24,7 @@ from rlhf_jax.data import (
 from rlhf_jax.errors import UserError
 from rlhf_jax.rundir import load_json
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.types import Metrics
 
 GOLD = "rlhf_jax.data.tiny_reviews:gold_reward"
 
@@ -197,3 +199,13 @@ def test_edits_of_messages_are_of_the_answer():
     found = edited(Preference(ask, yes, no), str.upper)
     assert [x.chosen[-1]["content"] for x in (found,)] == ["A"]
     assert found.prompt == ask and yes[0]["content"] == "a"
+
+
+def test_what_few_labels_do_not_tell_is_not_known(tmp_path):
+    """Good answers alone are held out: of the others there is no reward."""
+    means = {"accuracy": (3.0, 4.0), "chosen": (2.0, 4.0), "rejected": (0.0, 0.0)}
+    found = Metrics.of({f"preference/{name}": mean for name, mean in means.items()})
+    report_accuracy("Unpaired", tmp_path, found)
+    saved = load_json(tmp_path / "summary.json")
+    assert saved["preference/eval_rejected"] is None
+    assert saved["preference/eval_chosen"] == 0.5 and saved["judgements"] == 4
