@@ -10,6 +10,7 @@ import itertools
 import re
 import runpy
 import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import pytest
 import tyro
 
 from experiments import cli
+from rlhf_jax.data import write_rows
 
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / place / "README.md" for place in (".", "tpu", "experiments")]
@@ -47,16 +49,19 @@ def commands() -> Iterator[Command]:
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
         for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
-            for line in re.sub(r"\\\n\s*", "", block).splitlines():
-                words = shlex.split(line, comments=True)
-                words = words[words.index("--") + 1 :] if "--" in words else words
-                for i in [i for i, word in enumerate(words) if word == "-m"]:
-                    where = f"{path.relative_to(ROOT)}: {line}"
-                    args = itertools.takewhile(
-                        lambda x: x not in OF_SHELL, words[i + 2 :]
-                    )
-                    marked = bool(NEEDS.search(block))
-                    yield Command(where, words[i + 1], tuple(args), marked)
+            yield from in_block(path, block)
+
+
+def in_block(path: Path, block: str) -> Iterator[Command]:
+    """Those of a block of a page."""
+    for line in re.sub(r"\\\n\s*", "", block).splitlines():
+        words = shlex.split(line, comments=True)
+        words = words[words.index("--") + 1 :] if "--" in words else words
+        for i in [i for i, word in enumerate(words) if word == "-m"]:
+            where = f"{path.relative_to(ROOT)}: {line}"
+            args = itertools.takewhile(lambda x: x not in OF_SHELL, words[i + 2 :])
+            marked = bool(NEEDS.search(block))
+            yield Command(where, words[i + 1], tuple(args), marked)
 
 
 COMMANDS = [
@@ -144,3 +149,79 @@ def test_scripts_are_run_by_a_test_or_say_what_they_need():
     alone = {c.module for c in COMMANDS if not run_by_tests(c.module)}
     unmarked = [c.where for c in COMMANDS if c.module in alone and not c.marked]
     assert not unmarked, "\n".join(unmarked)
+
+
+# The commands for data of one's own, in their order: what one writes the next reads.
+
+FEW = "--batch-size 8 --devices 1 --seed 1"
+ASKED = f"{FEW} --prompt-length 8 --eval-samples 8"
+ROLLOUTS = f"{ASKED} --episodes 16"
+SMALLER = {
+    "rlhf_jax.data": "",
+    "experiments.sft": f"{FEW} --epochs 1 --model.vocab-size 280 --model.d-model 8 "
+    "--model.n-layers 1 --model.n-heads 1 --model.n-kv-heads 1 --model.d-head 8 "
+    "--model.d-ff 16 --model.scan-unroll 1",
+    "experiments.reward_model": f"{FEW} --epochs 1",
+    "experiments.policy": f"{ROLLOUTS} --algorithm.sampling.max-new-tokens 4",
+    "experiments.preference": FEW,
+    "experiments.distill": f"{ASKED} --updates 2 "
+    "--distillation.sampling.max-new-tokens 4",
+    "experiments.online_preference": f"{ROLLOUTS} --online.sampling.max-new-tokens 4",
+    "experiments.best_of_n": f"{FEW} --prompt-length 8 --prompts 8 "
+    "--sampling.max-new-tokens 4 --sampling.completions 2",
+}
+
+
+def own_data() -> list[Command]:
+    """The block of README.md below "Your own data"."""
+    path = ROOT / "README.md"
+    below = path.read_text(encoding="utf-8").partition("## Your own data\n")[2]
+    return [*in_block(path, below.partition("```sh\n")[2].partition("```")[0])]
+
+
+def write_own_data() -> None:
+    """The files that the commands name, of a few rows each."""
+    asked = [{"prompt": f"{i} + 1 ="} for i in range(16)]
+    answered = [row | {"completion": f" {i + 1}"} for i, row in enumerate(asked)]
+    sides = [{"chosen": f" {i + 1}", "rejected": f" {i}"} for i in range(16)]
+    files = {
+        "prompts": asked,
+        "demonstrations": answered,
+        "preferences": [row | pair for row, pair in zip(asked, sides, strict=True)],
+        "labels": [row | {"label": i % 2} for i, row in enumerate(answered)],
+    }
+    for name, rows in files.items():
+        write_rows(rows, f"{name}.jsonl")
+
+
+@pytest.mark.slow
+def test_own_data_goes_through_all_stages(tmp_path, monkeypatch):
+    """README's commands as they stand, with options that make them small."""
+
+    def run(main: Any, presets: Any, *, description: str, **_: Any) -> None:
+        main(cli._parse(presets, description, sys.argv[1:]))
+
+    monkeypatch.setattr(cli, "run", run)
+    monkeypatch.chdir(tmp_path)
+    write_own_data()
+    commands, made = own_data(), []
+    assert {c.module for c in commands} == {*SMALLER}
+    for module, args in [(c.module, c.args) for c in commands]:
+        if "runs/small" in args and "runs/sft" in made:  # one's own smaller policy
+            shutil.copytree("runs/sft", "runs/small")
+        words = [module, *args, *SMALLER[module].split()]
+        monkeypatch.setattr(sys, "argv", words)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # imported before, too
+            try:
+                runpy.run_module(module, run_name="__main__")
+            except SystemExit as ended:
+                assert ended.code == 0, module
+        if "--run-dir" in args:
+            made.append(args[args.index("--run-dir") + 1])
+            left = [
+                *Path(made[-1]).glob("checkpoints/*"),
+                *Path(made[-1]).glob("*.png"),
+            ]
+            assert left, f"{module}: neither a checkpoint nor a picture"
+    assert len(made) == len(commands) - 1  # the first one looks at a file
