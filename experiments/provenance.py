@@ -22,9 +22,6 @@ from typing import Any, TypeVar
 
 import jax
 
-# JAX has no public name for this; to ask for the devices would start them.
-from jax._src.xla_bridge import backends_are_initialized
-
 import rlhf_jax
 from rlhf_jax import processes
 from rlhf_jax.fingerprint import files_fingerprint
@@ -164,10 +161,12 @@ def _cpu() -> str:
 
 
 def _devices(config: Any) -> dict[str, int]:
-    """How many of each kind the run had; none where it computed nothing with JAX."""
-    if not backends_are_initialized():
+    """How many of each kind the run had; none where they cannot be asked."""
+    try:
+        found = jax.devices()
+    except RuntimeError:  # another process has them, and this one needed none
         return {}
-    found, asked = jax.devices(), vars(config).get("devices")  # not every script's
+    asked = vars(config).get("devices")  # not every script's
     return Counter(device.device_kind for device in found[:asked])
 
 
