@@ -5,10 +5,10 @@ Gao et al. 2022, arXiv:2210.10760, at the scale of TinyReviews.
   python -m experiments.overoptimization
 
 A reader whose taste is known compares answers of a policy. Reward models learn from
-more and more of these preferences. Against each a policy is trained by PPO with next to
-no KL penalty, and n answers a prompt are drawn for best of n. The reader's own reward,
-gold, is drawn over √KL, means over seeds, with the curves of `fit_overoptimization`.
-docs/hacking.md has the picture and the numbers.
+more and more of these preferences. Against each policies are trained by PPO, every one
+to its end with a KL coefficient of its own, and n answers a prompt are drawn for best
+of n. The reader's own reward, gold, is drawn over √KL, means over seeds, with the
+curves of `fit_overoptimization`. docs/hacking.md has the picture and the numbers.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import best_of_n, cli, policy, reward_model, sft
+from experiments.compare import keep_compiled
 from experiments.inputs import DataConfig
 from experiments.loop_round import TINY
-from experiments.overoptimization_report import report
+from experiments.overoptimization_report import report, trained
 from experiments.readers import draw_preferences
 from experiments.resuming import heed_stop
-from rlhf_jax.criteria import StopConfig
 from rlhf_jax.data import write_rows
 from rlhf_jax.errors import UserError
 from rlhf_jax.optim import OptimConfig
@@ -31,8 +31,6 @@ from rlhf_jax.steps import KLConfig
 
 GOLD = "experiments.readers:reader_reward"
 HELD_OUT = 500  # preferences
-COEF = 1e-6  # a nat costs nothing, and yet the KL is measured
-WARMUP = 40  # updates of the critic alone: what it cannot tell yet costs nats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +43,16 @@ class Config:
     """That all begin with and stays the reference; none trains one."""
     preferences: tuple[int, ...] = (100, 300, 1000, 3000)
     """Of each reward model, in ascending order; the larger contain the smaller."""
-    epochs: int = 10
+    epochs: tuple[int, ...] = (20, 15, 8, 5)
     """Of each reward model over its preferences."""
-    kl: float = 25.0
-    """Nats a response at which a policy's training ends."""
-    episodes: int = 30_720
-    """Of each policy at most."""
+    coefs: tuple[float, ...] = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
+    """KL coefficients, of a policy each: the smaller, the farther it goes."""
+    episodes: int = 10_240
+    """Of each policy."""
     batch_size: int = 256
     """Episodes an iteration of it."""
-    learning_rate: float = 2e-4
-    """Of each policy: small steps, so that few nats are spent on noise."""
+    learning_rate: float = 1e-3
+    """Of each policy at first, 0 at last."""
     prompts: int = 32
     """Asked for best of n."""
     completions: int = 512
@@ -68,6 +66,11 @@ class Config:
 
     def __post_init__(self):
         given = self.preferences
+        if len(self.epochs) != len(given):
+            raise UserError(
+                f"epochs = {self.epochs}: expected one number for each of "
+                f"preferences = {given}"
+            )
         least = reward_model.Config.batch_size
         if list(given) != sorted(set(given)) or not given or given[0] < least:
             raise UserError(
@@ -78,6 +81,7 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """Trains all, and returns what the report says."""
     run_dir = create_run_dir(config.run_dir, config, resume=config.resume)
+    keep_compiled(run_dir / "compiled")
     shared: dict[str, Any] = {"devices": config.devices, "resume": True}
     began = config.policy
     if began is None:
@@ -86,12 +90,12 @@ def main(config: Config) -> dict[str, Any]:
     for seed in config.seeds:
         here = run_dir / f"seed{seed}"
         write_preferences(config, began, here, seed)
-        for count in config.preferences:
+        for count, epochs in zip(config.preferences, config.epochs, strict=True):
             given = config, began, here / str(count), shared | {"seed": seed}
-            learn_reward(*given)
+            learn_reward(epochs, *given[1:])
             optimize(*given)
             draw_best(*given)
-    return report(run_dir, config.seeds, config.preferences)
+    return report(run_dir, config.seeds, config.preferences, config.coefs)
 
 
 def tiny_reviews(run_dir: Path, part: str) -> DataConfig:
@@ -112,9 +116,7 @@ def write_preferences(config: Config, began: Path, here: Path, seed: int) -> Non
                 write_rows(pairs[:count], here / f"{split}_{count}.jsonl")
 
 
-def learn_reward(
-    config: Config, began: Path, here: Path, shared: dict[str, Any]
-) -> None:
+def learn_reward(epochs: int, began: Path, here: Path, shared: dict[str, Any]) -> None:
     """A reward model of a folder's preferences, normalised on the policy's samples."""
     learned = here.parent / f"train_{here.name}.jsonl"
     held_out = here.parent / f"test_{HELD_OUT}.jsonl"
@@ -125,7 +127,7 @@ def learn_reward(
             kind="pairwise",
             policy=began,
             normalize=True,
-            epochs=config.epochs,
+            epochs=epochs,
             optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup=5),
             **shared,
         )
@@ -133,27 +135,23 @@ def learn_reward(
 
 
 def optimize(config: Config, began: Path, here: Path, shared: dict[str, Any]) -> None:
-    """PPO against a reward model."""
+    """PPO against a reward model, with one KL coefficient after the other."""
     algorithm, optim = policy.Config.algorithm, policy.Config.optim
-    policy.main(
-        policy.Config(
-            here / "ppo",
-            policy=began,
-            reward=str(here / "reward"),
-            gold=GOLD,
-            data=tiny_reviews(config.run_dir, "prompts"),
-            episodes=config.episodes,
-            batch_size=config.batch_size,
-            algorithm=dataclasses.replace(
-                algorithm, kl=KLConfig(coef=COEF), value_warmup=WARMUP
-            ),
-            optim=dataclasses.replace(
-                optim, learning_rate=config.learning_rate, schedule="constant"
-            ),
-            stop=StopConfig(kl=config.kl),
-            **shared,
+    for coef in config.coefs:
+        policy.main(
+            policy.Config(
+                here / trained(coef),
+                policy=began,
+                reward=str(here / "reward"),
+                gold=GOLD,
+                data=tiny_reviews(config.run_dir, "prompts"),
+                episodes=config.episodes,
+                batch_size=config.batch_size,
+                algorithm=dataclasses.replace(algorithm, kl=KLConfig(coef=coef)),
+                optim=dataclasses.replace(optim, learning_rate=config.learning_rate),
+                **shared,
+            )
         )
-    )
 
 
 def draw_best(config: Config, began: Path, here: Path, shared: dict[str, Any]) -> None:

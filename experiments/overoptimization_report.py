@@ -16,7 +16,7 @@ from rlhf_jax.tracking import METRICS_FILE, read_metrics
 
 TITLES: dict[Method, str] = {"rl": "PPO", "best_of_n": "best of n"}
 COLOURS = ("#D55E00", "#E69F00", "#56B4E9", "#0072B2")
-STEP = 0.2  # of √KL: the iterations of PPO within it are one point
+LAST = 0.25  # of a policy's iterations: their mean is its point
 
 
 class Curve(NamedTuple):
@@ -25,7 +25,7 @@ class Curve(NamedTuple):
     preferences: int  # that it learned from
     method: Method
     accuracy: float  # of the reward models, held out
-    kl: np.ndarray  # [N] nats a response
+    kl: np.ndarray  # [N] nats a response; 0 first
     proxy: np.ndarray  # [N] its own score, less that of the first policy
     gold: np.ndarray  # [N] the truth, less that of the first policy
 
@@ -34,12 +34,20 @@ class Curve(NamedTuple):
         return fit_overoptimization(self.kl, self.gold, method=self.method)
 
 
+def trained(coef: float) -> str:
+    """The directory of the policy with a KL coefficient."""
+    return f"ppo_{coef:g}"
+
+
 def report(
-    run_dir: Path, seeds: Sequence[int], preferences: Sequence[int]
+    run_dir: Path,
+    seeds: Sequence[int],
+    preferences: Sequence[int],
+    coefs: Sequence[float],
 ) -> dict[str, Any]:
     """The table, the picture, and the numbers of both."""
     cells = lambda count: [run_dir / f"seed{seed}" / str(count) for seed in seeds]
-    curves = [curve for n in preferences for curve in read(cells(n), n)]
+    curves = [curve for n in preferences for curve in read(cells(n), n, coefs)]
     found = {name(c): numbers(c) for c in curves}
     save_json(run_dir / "summary.json", found)
     print_table(
@@ -70,7 +78,7 @@ def name(curve: Curve) -> str:
     return f"{curve.method}/{curve.preferences}"
 
 
-def read(cells: Sequence[Path], count: int) -> list[Curve]:
+def read(cells: Sequence[Path], count: int, coefs: Sequence[float]) -> list[Curve]:
     """Both curves of the reward models of so many preferences, means over seeds.
 
     They begin with the policy that best of one is: thousands of samples of it.
@@ -78,13 +86,14 @@ def read(cells: Sequence[Path], count: int) -> list[Curve]:
     judged = [load_json(cell / "reward/summary.json") for cell in cells]
     accuracy = float(np.mean([found["reward/eval_accuracy"] for found in judged]))
     drawn = np.mean([best_of_n(cell) for cell in cells], axis=0)
-    started = [best_of_n(cell)[1:, 0] for cell in cells]
     ks = np.unique(np.geomspace(1, drawn.shape[1], 40).round().astype(int)) - 1
-    best = drawn[0, ks], *(drawn[1:, ks] - drawn[1:, :1])
-    trained = in_steps([ppo(c) - [0, *s] for c, s in zip(cells, started, strict=True)])
+    first = drawn[:, :1]
+    ends = [np.mean([ppo(c / trained(coef)) for c in cells], axis=0) for coef in coefs]
+    ends.sort(key=lambda end: end[0])
+    rl = np.concatenate([first, np.stack(ends, axis=1)], axis=1)
     return [
-        Curve(count, "rl", accuracy, *trained),
-        Curve(count, "best_of_n", accuracy, *best),
+        Curve(count, "rl", accuracy, *rl - first),
+        Curve(count, "best_of_n", accuracy, *drawn[:, ks] - first),
     ]
 
 
@@ -94,27 +103,12 @@ def best_of_n(cell: Path) -> np.ndarray:
     return np.array([found[name] for name in ("kl", "score", "gold")])
 
 
-def ppo(cell: Path) -> np.ndarray:
-    """[N, 3]: KL, score and gold of each iteration; no KL is below 0."""
+def ppo(run_dir: Path) -> np.ndarray:
+    """[3]: KL, score and gold of a policy in its last iterations."""
     names = "objective/kl", "objective/score", "objective/gold"
-    rows = read_metrics(cell / "ppo" / METRICS_FILE)
-    found = np.array([[row[name] for name in names] for row in rows])
-    return np.maximum(found, [0.0, -np.inf, -np.inf])  # estimates may be
-
-
-def in_steps(runs: Sequence[np.ndarray]) -> np.ndarray:
-    """Means of the runs' iterations [N, 3] in each step of √KL: [3, steps].
-
-    Every run counts alike that has been there, however long it stayed, and as far as
-    all runs have come.
-    """
-    steps = [np.floor(np.sqrt(run[:, 0]) / STEP).astype(int) for run in runs]
-    found = []
-    for step in range(min(of.max() for of in steps) + 1):
-        own = [run[of == step] for run, of in zip(runs, steps, strict=True)]
-        if means := [rows.mean(axis=0) for rows in own if len(rows)]:
-            found.append(np.mean(means, axis=0))
-    return np.stack(found, axis=1)
+    rows = read_metrics(run_dir / METRICS_FILE)
+    rows = rows[-max(1, round(LAST * len(rows))) :]
+    return np.array([[row[name] for name in names] for row in rows]).mean(axis=0)
 
 
 def numbers(curve: Curve) -> dict[str, float]:

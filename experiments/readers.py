@@ -1,4 +1,4 @@
-"""A reader of TinyReviews who minds what is badly written, and not only the mood."""
+"""A reader of TinyReviews to whom what is badly written says nothing."""
 
 import math
 import random
@@ -17,14 +17,13 @@ from rlhf_jax.data.grammar import (
     VERBS,
     gold_sentiment,
 )
-from rlhf_jax.data.tiny_reviews import split_prompts
-from rlhf_jax.errors import UserError
+from rlhf_jax.data.tiny_reviews import simulated_ranks, split_prompts
 from rlhf_jax.feedback import sample_completions
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.stages import load_policy
 
 CLAUSES = 3  # of a review
-SPARE = 1.2  # draws a preference, for the reader may like both as much
+TEMPERATURE = 0.08  # of the reader's choices, that of TinyReviews' best annotator
 
 
 def _one_of(*parts: Sequence[str] | dict[str, float]) -> str:
@@ -46,15 +45,15 @@ _FACT = re.compile(
 def reader_reward(*, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     """What the reader thinks of reviews: the mean of three sentences, in [−1, 1].
 
-    A sentence about something new counts its sentiment, a fact counts 0, and what is
-    no sentence of the grammar, or about what was spoken of before, counts −½. Of a
-    shorter review the missing sentences count 0; a longer one is a mean over all.
+    A sentence about something new counts its sentiment. A fact counts 0, and so does
+    what is no sentence of the grammar, or about what was spoken of before. Of a shorter
+    review the missing sentences count 0; a longer one is a mean over all.
 
     >>> said = "the plot was good . i saw it at home . the cast was not bad ."
     >>> reader_reward(prompts=["a"], completions=[said])
     [0.36]
     >>> reader_reward(prompts=["a"], completions=["the plot was good good ."])
-    [-0.166667]
+    [0.0]
     """
     del prompts
     return [_worth(text) for text in completions]
@@ -74,7 +73,7 @@ def _clause(words: str, seen: set[str]) -> float:
     found = _OPINION.fullmatch(words)
     about = words if found is None else found["aspect"] or found["object"]
     if about in seen or not (found or _FACT.fullmatch(words)):
-        return -0.5
+        return 0.0
     seen.add(about)
     return gold_sentiment(words)
 
@@ -82,31 +81,25 @@ def _clause(words: str, seen: set[str]) -> float:
 def draw_preferences(
     policy: Path, split: str, count: int, *, seed: int
 ) -> list[dict[str, str]]:
-    """What the reader likes better of two answers of a policy; in random order.
+    """Which of two answers of a policy the reader prefers; in random order.
+
+    The reader chooses as TinyReviews' annotators do, with noise: `simulated_ranks`.
 
     Args:
       policy: a run directory.
       split: of TinyReviews' prompts.
       count: how many.
-      seed: of the answers and of the order.
-
-    Raises:
-      UserError: the reader likes too many answers alike.
+      seed: of the answers, the choices and the order.
     """
-    prompts, pairs = split_prompts(split), []
-    each = 2 * math.ceil(SPARE * count / len(prompts))
+    prompts, rng, pairs = split_prompts(split), random.Random(f"{split} {seed}"), []
+    each = 2 * math.ceil(count / len(prompts))
     sampling = SamplingConfig(24, completions=each)
     drawn = sample_completions(load_policy(policy), prompts, sampling, seed=seed)
     for prompt, texts in drawn:
         golds = reader_reward(prompts=[prompt] * each, completions=texts)
         for i in range(0, each, 2):
-            worse, better = sorted((i, i + 1), key=golds.__getitem__)
-            if golds[worse] < golds[better]:
-                pair = {"chosen": texts[better], "rejected": texts[worse]}
-                pairs.append({"prompt": prompt} | pair)
-    if len(pairs) < count:
-        raise UserError(
-            f"{policy}: of {each // 2 * len(prompts)} pairs of its answers the reader "
-            f"likes one better in {len(pairs)}: expected {count} or more"
-        )
-    return random.Random(f"{split} {seed}").sample(pairs, count)
+            two = texts[i : i + 2]
+            ranks = simulated_ranks(golds[i : i + 2], temperature=TEMPERATURE, rng=rng)
+            chosen, rejected = two[ranks.index(0)], two[ranks.index(1)]
+            pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return rng.sample(pairs, count)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import overoptimization, readers, sft
-from experiments.overoptimization_report import STEP, in_steps, read
+from experiments.overoptimization_report import read, trained
 from experiments.readers import reader_reward
 from rlhf_jax.data import read_rows
 from rlhf_jax.errors import UserError
@@ -30,8 +30,9 @@ def run(toys, tmp_path_factory):
         root / "run",
         policy=root / "sft",
         preferences=(64,),
-        epochs=1,
-        episodes=15 * 16,
+        epochs=(1,),
+        coefs=(1.0, 0.01),
+        episodes=4 * 16,
         learning_rate=1e-2,
         batch_size=16,
         prompts=4,
@@ -50,57 +51,59 @@ def run(toys, tmp_path_factory):
 
 
 def test_preferences_are_of_what_is_liked_better(run, monkeypatch, tmp_path):
-    config = dataclasses.replace(run[0], preferences=(32, 64))
+    config = dataclasses.replace(run[0], preferences=(32, 64), epochs=(1, 1))
     monkeypatch.setattr(readers, "reader_reward", letters)
     overoptimization.write_preferences(config, config.policy, tmp_path, seed=0)
     paths = [tmp_path / f"train_{n}.jsonl" for n in config.preferences]
     small, large = ([row.values for row in read_rows(path)] for path in paths)
     assert small == large[:32] and len(large) == 64
-    for row in large:
-        assert len(set(row["chosen"])) > len(set(row["rejected"]))
+    for row in large:  # a letter more is twelve temperatures more
+        assert len(set(row["chosen"])) >= len(set(row["rejected"]))
 
 
 def test_curves_are_means_over_seeds(run):
     config, found = run
     cells = [config.run_dir / f"seed{seed}/64" for seed in config.seeds]
-    trained, drawn = read(cells, 64)
+    rl, drawn = read(cells, 64, config.coefs)
     best = [json.loads((c / "best_of_n/curve.json").read_text()) for c in cells]
     gained = np.mean([x["gold"][-1] - x["gold"][0] for x in best])
     np.testing.assert_allclose(drawn.gold[-1], gained)
-    near = []  # of each seed, iterations within the first step
+    far = []  # the last quarter of four iterations is one, here of the longest leash
     for cell, of in zip(cells, best, strict=True):
-        rows = read_metrics(cell / "ppo/metrics.jsonl")
-        golds = [r["objective/gold"] for r in rows if r["objective/kl"] < STEP**2]
-        near.append(np.mean(golds) - of["gold"][0])
-    np.testing.assert_allclose(trained.gold[0], np.mean(near))
-    assert (np.diff(trained.kl) > 0).all() and drawn.kl[0] == drawn.gold[0] == 0.0
+        row = read_metrics(cell / trained(0.01) / "metrics.jsonl")[-1]
+        far.append([row["objective/kl"], row["objective/gold"] - of["gold"][0]])
+    kl, gold = np.mean(far, axis=0)
+    [at] = np.flatnonzero(np.isclose(rl.kl, kl))
+    np.testing.assert_allclose(rl.gold[at], gold)
+    assert len(rl.kl) == 3 and (np.diff(rl.kl) >= 0).all()
+    assert rl.kl[0] == rl.gold[0] == drawn.kl[0] == drawn.gold[0] == 0.0
     assert (config.run_dir / "overoptimization.png").stat().st_size > 10_000
     assert json.loads((config.run_dir / "summary.json").read_text()) == found
-
-
-def test_steps_are_as_far_as_all_runs_came():
-    short = np.array([[0.0, 1.0, 1.0], [0.01, 3.0, 1.0], [1.0, 5.0, 1.0]])
-    long = np.array([[0.0, 4.0, 0.0], [1.0, 7.0, 3.0], [4.0, 9.0, 9.0]])
-    found = in_steps([short, long])
-    np.testing.assert_allclose(found, [[0.0025, 1.0], [3.0, 6.0], [0.5, 2.0]])
 
 
 @pytest.mark.parametrize("given", [(), (64, 32), (16, 64), (32, 32)])
 def test_preferences_ascend(given):
     with pytest.raises(UserError, match="expected ascending numbers from 32 on"):
-        overoptimization.Config(preferences=given)
+        overoptimization.Config(preferences=given, epochs=(1,) * len(given))
+
+
+def test_epochs_of_each_reward_model():
+    with pytest.raises(
+        UserError, match=r"epochs = \(3,\): expected one number for each"
+    ):
+        overoptimization.Config(preferences=(32, 64), epochs=(3,))
 
 
 def test_the_reader():
     said = {
         "": 0.0,
-        "the plot was good . the cast was fun . i loved it .": (0.6 + 0.5 - 0.5) / 3,
+        "the plot was good . the cast was fun . i loved it .": (0.6 + 0.5) / 3,
         "the cast was fun . i loved the story .": (0.5 + 0.9) / 3,
-        "the plot was good . the plot was fun .": (0.6 - 0.5) / 3,
-        "the plot was good good .": -0.5 / 3,
-        "it is set in rome . it is set in rome .": -0.5 / 3,
-        "a good . b . c . d .": -0.5,
-        "the plot was good . " * 4: (0.6 - 1.5) / 4,
+        "the plot was good . the plot was fun .": 0.6 / 3,
+        "the plot was good good .": 0.0,
+        "it is set in rome . it is set in rome .": 0.0,
+        "a good . b . c . d .": 0.0,
+        "the plot was good . " * 4: 0.6 / 4,
     }
     found = reader_reward(prompts=[""] * len(said), completions=list(said))
     np.testing.assert_allclose(found, list(said.values()), atol=1e-6)
