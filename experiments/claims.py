@@ -34,6 +34,7 @@ GRAMMAR_LOSS = 1.129
 COMPARED = "a gain of 0.4 over −0.05; three seeds had {}, docs/algorithms/compare.md"
 PPO_PAPERS = ("1909.08593", "2009.01325", "2203.02155")
 
+FORM = "the paper's form explains the gold reward"
 NEUTRAL = Number("gold before", ("before/gold",), "0 in the data", -0.1, 0.1)
 LEASH = Number("KL (nats)", ("after/kl",), "the quickstart's bound", None, 15)
 RIGHT = Number(
@@ -163,6 +164,19 @@ CLAIMS: dict[tuple[str, str], Claim] = {
         (
             Number("alarms in 5 hacked runs", ("planted_alarms",), "all of them", 5, 5),
             Number("alarms in 5 clean runs", ("clean_alarms",), "none", 0, 0),
+        ),
+        ("2210.10760",),
+    ),
+    ("overoptimization", "default"): Claim(
+        tuple(
+            Number(
+                f"R² of {title}, {n} preferences",
+                (f"{method}/{n}", "r_squared"),
+                FORM,
+                0.9,
+            )
+            for method, title in (("rl", "PPO"), ("best_of_n", "best of n"))
+            for n in (100, 300, 1000, 3000)
         ),
         ("2210.10760",),
     ),

@@ -59,7 +59,7 @@ class Config:
     """n: completions of each."""
     devices: int | None = None
     """Number of devices; none uses all."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0,)
     """Of preferences, reward models and policies; the first policy has 0."""
     resume: bool = False
     """Go on where an earlier run stopped."""
