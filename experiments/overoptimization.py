@@ -35,7 +35,7 @@ HELD_OUT = 500  # preferences
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Reward models from more and more preferences, optimised on ever longer leashes."""
+    """Reward models from more and more preferences, optimised farther and farther."""
 
     run_dir: Path = Path("runs/overoptimization")
     """Where the stages, the table and the picture go."""

@@ -109,13 +109,11 @@ def alarms(rows: Rows, config: AlarmConfig) -> list[Alarm]:
 class Alarms:
     """`alarms` of a run under way, an iteration at a time. No reference.
 
-    What an iteration takes does not grow with those before it.
+    What an iteration takes does not grow with those before it. ``rung`` has all alarms
+    so far, in order.
 
     Args:
       config: thresholds.
-
-    Attributes:
-      rung: all so far, in order.
 
     >>> listening = Alarms(AlarmConfig(window=1))
     >>> rows = [{"step": i, "rollout/repetition": i / 5} for i in (1, 2)]
