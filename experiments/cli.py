@@ -11,6 +11,7 @@ import tyro
 
 from experiments.provenance import programs, recorded
 from experiments.runs import RunConfig
+from experiments.stops import one_script
 from rlhf_jax import processes
 from rlhf_jax.cpu import prepare_cpu
 from rlhf_jax.errors import UserError
@@ -43,7 +44,7 @@ def run(
     try:
         config = _parse(presets, description, sys.argv[1:])
         processes.initialize()
-        with _among_others(config, several=several):
+        with _among_others(config, several=several), one_script():
             recorded(main, config, preset=_preset(presets, sys.argv[1:])[0])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -32,9 +32,9 @@ from experiments.compared import ROWS, Start
 from experiments.comparison import Result, draw, read_results, show
 from experiments.networks import make_networks
 from experiments.online import read
-from experiments.resuming import heed_stop
 from experiments.rollouts import make_compare, make_draw, make_scorer
 from experiments.samples import evaluate_policy
+from experiments.stops import heed_stop
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import local_devices, replicate
 from rlhf_jax.rundir import create_run_dir, load_json, save_json

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from experiments import sft
 from experiments.inputs import DataConfig, prompt_parsers
 from experiments.reading import read_data
-from experiments.resuming import heed_stop
+from experiments.stops import heed_stop
 from rlhf_jax.data import write_rows
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import sample_completions

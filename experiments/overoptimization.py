@@ -21,7 +21,7 @@ from experiments.inputs import DataConfig
 from experiments.loop_round import TINY
 from experiments.overoptimization_report import report, trained
 from experiments.readers import draw_preferences
-from experiments.resuming import heed_stop
+from experiments.stops import heed_stop
 from rlhf_jax.data import write_rows
 from rlhf_jax.errors import UserError
 from rlhf_jax.optim import OptimConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.resuming import heed_stop
+from experiments.stops import heed_stop
 from rlhf_jax.data import write_rows
 from rlhf_jax.feedback.assistant import make_ask, sample_completions
 from rlhf_jax.feedback.constitution import Constitution

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.logs import RunLog, due, run_log
 from experiments.runs import ResumeConfig, RunConfig
+from experiments.stops import came_late, heed_stop
 from experiments.watching import Watch
 from rlhf_jax import checkpoint, processes
 from rlhf_jax.data import Loader
@@ -20,7 +21,6 @@ from rlhf_jax.stages import CHECKPOINTS, Stage, stage_fingerprint
 from rlhf_jax.stopping import TRY_AGAIN, stop_signals
 
 PACKAGES = ("jax", "flax", "optax")  # whose versions change roundings
-_asked_late: list[str] = []  # signals to this process that came at the end of a stage
 
 
 def start_run(config: ResumeConfig) -> Path:
@@ -33,26 +33,6 @@ def start_run(config: ResumeConfig) -> Path:
     return create_run_dir(
         config.run_dir, config, resume=config.resume, accept=config.accept
     )
-
-
-def heed_stop(next_one: Path) -> None:
-    """Stops before a script's next stage, if the one before was asked to at its end.
-
-    That one was done, and had nothing left to stop; its signal is for all the script.
-
-    Raises:
-      SystemExit: with the exit code `TRY_AGAIN`.
-    """
-    if not _asked_late:
-        return
-    signal = _asked_late[0]
-    _asked_late.clear()  # whoever catches the exit may begin another
-    print(
-        f"{next_one}: stopped by {signal} before it began; the same command goes on "
-        "(with --resume, where it has that option)",
-        file=sys.stderr,
-    )
-    raise SystemExit(TRY_AGAIN)
 
 
 def resume_state(
@@ -227,7 +207,7 @@ def saving(
         finally:
             saves.wait()
     if signal := asked():
-        _asked_late.append(signal)
+        came_late(signal)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from faults import stages
 
-from experiments import compare, loop_round, principled, quickstart, resuming
+from experiments import compare, loop_round, principled, quickstart, resuming, stops
 from experiments.runs import ResumeConfig
 from rlhf_jax.data import make_loader
 from rlhf_jax.stopping import TRY_AGAIN
@@ -86,7 +86,7 @@ def test_asked_at_the_end_of_a_stage_a_script_does_not_begin_the_next(
     monkeypatch.setattr(quickstart, "write_data", lambda path: path)
     monkeypatch.setattr(quickstart, "best_accuracy", lambda path: 1.0)
     config = quickstart.Config(tmp_path, until="reward")
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, stops.one_script():
         quickstart.main(config)
     assert stopped.value.code == TRY_AGAIN and made == ["sft"]
     assert "reward: stopped by SIGTERM before it began" in capsys.readouterr().err
@@ -95,7 +95,11 @@ def test_asked_at_the_end_of_a_stage_a_script_does_not_begin_the_next(
     # What is written once, where no stage is begun.
     none: Any = list
     for goes_on in (compare.keep, loop_round.write_once, principled.keep_rows):
-        stage("last", INT)
-        with pytest.raises(SystemExit):
-            goes_on(tmp_path / "found.json", none)
-        goes_on(tmp_path / f"{goes_on.__name__}.json", none)  # it was heeded
+        path = tmp_path / f"{goes_on.__name__}.json"
+        with pytest.raises(SystemExit), stops.one_script():
+            stage("last", INT)
+            goes_on(path, none)
+        assert not path.exists()
+        stage("last", INT)  # a call that is no script's is a run of its own
+        goes_on(path, none)
+        assert path.exists()
