@@ -1,6 +1,7 @@
 """Settings of this process that make XLA's CPU backend faster and smaller."""
 
 import ctypes
+import functools
 import os
 import sys
 from typing import Any
@@ -34,15 +35,19 @@ def prepare_cpu() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if SCHEDULER not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {SCHEDULER}=false".strip()
-    if sys.platform.startswith("linux"):
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # glibc; no maps for large blocks, no trimming
-            libc.mallopt(M_MMAP_MAX, 0)
-            libc.mallopt(M_TRIM_THRESHOLD, -1)
-            _trim_after_compiling(libc)
+    _keep_memory()
 
 
-def _trim_after_compiling(libc: Any) -> None:
+@functools.cache  # once a process: jax tells every listener that was ever added
+def _keep_memory() -> None:
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):  # of glibc alone
+        return
+    libc.mallopt(M_MMAP_MAX, 0)  # no maps for large blocks
+    libc.mallopt(M_TRIM_THRESHOLD, -1)  # no trimming
+
     def trim(event: str, duration_secs: float, **_: Any) -> None:
         del duration_secs
         if event == COMPILED:

@@ -37,6 +37,15 @@ jax.jit(lambda x: x + 1)(1).block_until_ready()
 print(held - rss())
 """
 
+LISTENERS = """
+import jax.monitoring
+added = []
+jax.monitoring.register_event_duration_secs_listener = added.append
+for _ in range(3):
+    prepare_cpu()
+print(len(added))
+"""
+
 
 def _run(program: str, how: str, **env: str) -> str:
     command = [sys.executable, "-c", PREPARE + program, how]
@@ -55,6 +64,11 @@ def test_temporary_memory_keeps_its_pages():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_compiling_gives_back_what_is_free():
     assert int(_run(GIVEN_BACK, "prepared")) > 30e6
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_prepared_again_compiling_takes_no_longer():
+    assert _run(LISTENERS, "not yet") == "1"
 
 
 @pytest.mark.parametrize("given", ["", f"{SCHEDULER}=true"])
