@@ -30,9 +30,9 @@ def write_page(run_dirs: Sequence[str | Path], out: str | Path | None = None) ->
 
     No reference. Sections are there where their files are: what samples were like
     before and after, rewards over √KL, curves, samples with the KL of their tokens, the
-    reward model's calibration, faults, rows put aside, and options, of several runs
-    those that differ. Equal runs give equal bytes. Of several processes the first one
-    writes.
+    reward model's calibration, faults, rows put aside, how it was made, and options, of
+    several runs those that differ. Equal runs give equal bytes. Of several processes
+    the first one writes.
 
     Args:
       run_dirs: directories of runs, six at most; what lies one directory below is of

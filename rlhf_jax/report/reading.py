@@ -25,6 +25,7 @@ class Run(NamedTuple):
     quarantined: dict[str, list[dict[str, Any]]]
     faults: dict[str, list[dict[str, Any]]]
     alarms: dict[str, list[dict[str, Any]]]
+    made: dict[str, dict[str, Any]]  # how: command, code, time, machine
     options: dict[str, Any]  # of all stages, by dotted names
 
 
@@ -70,7 +71,8 @@ def _read(path: Path, name: str) -> Run:
     curves: Curves = {}
     if metrics_files(path) or not any(found.values()):
         curves = read_curves(path)  # which says what is missing
-    return Run(name, path, curves, **found, options=_options(path))
+    made = {s: x for s, x in each("provenance.json", load_json).items() if x}
+    return Run(name, path, curves, **found, made=made, options=_options(path))
 
 
 def _files(path: Path, name: str) -> dict[str, Path]:

@@ -196,7 +196,7 @@ def _name(run: Run, stage: str, runs: Sequence[Run]) -> str:
 
 
 def options(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """What differs between the configurations of runs; of one run all of it."""
+    """Commands, and how configurations of runs differ; of one run all of it."""
     names = dict.fromkeys(name for run in runs for name in run.options)
     rows = []
     for name in names:
@@ -207,4 +207,20 @@ def options(runs: Sequence[Run]) -> dict[str, Any] | None:
             rows.append((clean(name), values))
     if not names:
         return None
-    return {"rows": rows, "same": len(names) - len(rows)}
+    made = [
+        {"name": _name(run, stage, runs), "command": clean(found["command"])}
+        | {"how": clean(_how(found))}
+        for run in runs
+        for stage, found in run.made.items()
+    ]
+    return {"rows": rows, "same": len(names) - len(rows), "made": made}
+
+
+def _how(found: dict[str, Any]) -> str:
+    """By which code, when, for how long and on what."""
+    seconds = f"{number(round(found['seconds']))} s"
+    if found["resumed"]:
+        seconds = f"more than {seconds}, as it was resumed"
+    on = [f"{n} × {kind}" for kind, n in found["devices"].items() if kind != "cpu"]
+    on.append(f"{found['cores']} cores ({found['cpu']})")
+    return f"code {found['commit']}, {found['ended'][:10]}, {seconds}, {', '.join(on)}"

@@ -97,3 +97,8 @@ def write_run(run, *, coef=0.1, steps=40):
     write_lines(run / "ppo" / "alarms.jsonl", [alarm])
     config = {"run_dir": str(run), "seed": 0, "algorithm": {"kl": {"coef": coef}}}
     (run / "ppo" / "config.json").write_text(json.dumps(config))
+    command = f"python -m experiments.quickstart --note '{SCRIPT}'"
+    made = {"command": command, "commit": "0123abc", "resumed": coef < 0.1}
+    made |= {"seconds": 184.6, "ended": "2026-11-22T15:49:48+00:00", "cores": 2}
+    made |= {"cpu": "A Processor", "devices": {"cpu": 1, "TPU v5e": 4}}
+    (run / "provenance.json").write_text(json.dumps(made))

@@ -170,6 +170,15 @@ def test_options_that_differ_and_no_others(page, both):
     assert "run_dir" not in both
 
 
+def test_how_a_run_was_made(page, both):
+    made = "code 0123abc, 2026-11-22, 185 s, 4 × TPU v5e, 2 cores (A Processor)"
+    assert f">{made}</dd>" in page
+    assert f">ppo: {made}</dd>" in both
+    resumed = made.replace("185 s", "more than 185 s, as it was resumed")
+    assert f">{LONG}: {resumed}</dd>" in both
+    assert "<code>python -m experiments.quickstart --note &#39;&lt;script" in page
+
+
 def test_samples_of_runs_stand_side_by_side_where_prompts_agree(root, both, tmp_path):
     """Before is there once, as both began alike."""
     heads = [r"Before</h5>", r"After, ppo</h5>", f"After, {LONG}</h5>"]
