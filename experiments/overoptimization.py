@@ -45,9 +45,9 @@ class Config:
     """Of each reward model, in ascending order; the larger contain the smaller."""
     epochs: tuple[int, ...] = (20, 15, 8, 5)
     """Of each reward model over its preferences."""
-    coefs: tuple[float, ...] = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
+    coefs: tuple[float, ...] = (0.5, 0.2, 0.1, 0.05, 0.02)
     """KL coefficients, of a policy each: the smaller, the farther it goes."""
-    episodes: int = 10_240
+    episodes: int = 6_144
     """Of each policy."""
     batch_size: int = 256
     """Episodes an iteration of it."""
@@ -59,7 +59,7 @@ class Config:
     """n: completions of each."""
     devices: int | None = None
     """Number of devices; none uses all."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0, 1, 2)
     """Of preferences, reward models and policies; the first policy has 0."""
     resume: bool = False
     """Go on where an earlier run stopped."""
