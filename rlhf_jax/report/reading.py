@@ -71,7 +71,7 @@ def _read(path: Path, name: str) -> Run:
     curves: Curves = {}
     if metrics_files(path) or not any(found.values()):
         curves = read_curves(path)  # which says what is missing
-    made = {s: x for s, x in each("provenance.json", load_json).items() if x}
+    made = each("provenance.json", load_json)
     return Run(name, path, curves, **found, made=made, options=_options(path))
 
 
