@@ -26,8 +26,8 @@ import jax
 import numpy as np
 
 from experiments import cli
-from experiments.compare import keep, keep_compiled
 from experiments.ensemble import Ensemble, draw_rows, make_ensemble
+from experiments.keeping import keep, keep_compiled
 from experiments.label_curves import CHOICES, Choice, Result, draw, show
 from experiments.label_pool import Pool, make_pools
 from rlhf_jax.errors import UserError

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.ends import ends, known
@@ -17,6 +18,7 @@ from rlhf_jax.evaluation import (
     pair_calibration,
 )
 from rlhf_jax.feedback import Interval
+from rlhf_jax.ops.personal import personal_score
 from rlhf_jax.parallel import Where, data_parallel, shard, unshard
 from rlhf_jax.rewards import sequence_scores
 from rlhf_jax.rundir import save_json
@@ -31,7 +33,7 @@ def write_held_out_calibration(
     data: Data,
     batch_size: int,
 ) -> None:
-    """Of a model with one output, on the pairs of all held-out judgements.
+    """On the pairs of all held-out judgements, or their labels.
 
     Args:
       run_dir: where it is written.
@@ -70,24 +72,39 @@ def held_out_differences(
 ) -> tuple[Array, Array]:
     """r(x, y₊) − r(x, y₋) and which of them there are, of one device's judgements.
 
-    [B] of pairs, [B, K, K] of rankings and choices.
+    [B] of pairs, by the reward of who judged them where there are users; [B, K, K] of
+    rankings and choices. Of labels, [B], the log-odds of the one that was given: good
+    and bad are its two sides.
     """
     del axis_name
     params = join_params(frozen, params)
-    score = lambda batch: sequence_scores(score_fn, params, batch)[:, 0]
+    outputs = functools.partial(sequence_scores, score_fn, params)
     if isinstance(judged, PreferenceBatch):
-        return score(judged.chosen) - score(judged.rejected), judged.weight > 0
-    batch, ranks = judged
-    scores = score(batch).reshape(ranks.shape)
-    better = (ranks[:, :, None] < ranks[:, None, :]) & (ranks >= 0)[:, :, None]
+        score = functools.partial(_user_score, params.get("users"), judged.annotator)
+        lead = score(outputs(judged.chosen)) - score(outputs(judged.rejected))
+        return lead, judged.weight > 0
+    batch, given = judged
+    if given.ndim == 1:
+        bad, good = outputs(batch).T
+        return jnp.where(given == 1, good - bad, bad - good), given >= 0
+    scores = outputs(batch)[:, 0].reshape(given.shape)
+    better = (given[:, :, None] < given[:, None, :]) & (given >= 0)[:, :, None]
     return scores[:, :, None] - scores[:, None, :], better
+
+
+def _user_score(users: Array | None, annotator: Array, outputs: Array) -> Array:
+    """[B] of [B, 1 + R]: the only output, or what the annotator makes of them."""
+    pooled, features = outputs[:, 0], outputs[:, 1:]
+    if users is None:
+        return pooled
+    return personal_score(pooled, features, users, annotator)
 
 
 def calibration_summary(differences: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
     """What calibration.json has.
 
     Args:
-      differences: [P] r(x, y₊) − r(x, y₋).
+      differences: [P] r(x, y₊) − r(x, y₋), or log-odds of labels.
       groups: [P], which prompt a pair is of.
     """
     found = pair_calibration(differences)

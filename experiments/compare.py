@@ -20,9 +20,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import optax
@@ -30,14 +28,14 @@ import optax
 from experiments import cli, policy, quickstart
 from experiments.compared import ROWS, Start
 from experiments.comparison import Result, draw, read_results, show
+from experiments.keeping import keep, keep_compiled
 from experiments.networks import make_networks
 from experiments.online import read
 from experiments.rollouts import make_compare, make_draw, make_scorer
 from experiments.samples import evaluate_policy
-from experiments.stops import heed_stop
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import local_devices, replicate
-from rlhf_jax.rundir import create_run_dir, load_json, save_json
+from rlhf_jax.rundir import create_run_dir
 from rlhf_jax.stages import FLOAT32, load_policy
 from rlhf_jax.steps import POLICY_PRESETS, create_policy_state
 
@@ -89,21 +87,6 @@ def main(config: Config) -> list[Result]:
         names = ", ".join(f"{r['algorithm']} (seed {r['seed']})" for r in failed)
         sys.exit(f"error: failed, see above and table.md: {names}")
     return results
-
-
-def keep_compiled(path: Path) -> None:
-    """What one algorithm or seed compiles is read by the others, and by later runs."""
-    jax.config.update("jax_compilation_cache_dir", str(path.absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def keep(path: Path, find: Callable[..., Result], *args: Any) -> None:
-    """Writes a result where there is none without an error."""
-    if not path.exists() or "error" in load_json(path):
-        heed_stop(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_json(path, find(*args))
 
 
 def begin(start: Start) -> Result:

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from experiments import cli, reward_model
-from experiments.compare import keep, keep_compiled
 from experiments.crowd_report import ARMS, Result, draw, show
 from experiments.inputs import DataConfig
 from experiments.judgements import pairs
+from experiments.keeping import keep, keep_compiled
 from experiments.sft import SMALL
 from experiments.simulation import gold_pairs, judge, make_crowd
 from rlhf_jax.data import load_tiny_reviews, read_rows, write_rows

@@ -1,11 +1,11 @@
 """A run as a line of experiments/README.md: its cells, and what it was started by."""
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.claims import Claim, Number, Place
 from rlhf_jax.errors import UserError
+from rlhf_jax.report.texts import hardware, run_time
 from rlhf_jax.rundir import load_json
 
 COLUMNS = (
@@ -35,7 +35,7 @@ def make_line(key: Key, run: dict[str, Any], claim: Claim, run_dir: Path) -> Lin
     found = run["returned"] if claim.file is None else load_json(run_dir / claim.file)
     (script, preset), machine = key, hardware(run)
     first = f"[{script}]({script}.py)", preset, ", ".join(map(link, claim.papers))
-    last = time(run), machine, run["ended"][:10], run["commit"]
+    last = run_time(run), machine, run["ended"][:10], run["commit"]
     rows = []
     for number in claim.numbers:
         value = look_up(found, number, run_dir)
@@ -107,42 +107,3 @@ def shown(value: float) -> str:
 def link(paper: str) -> str:
     """To a paper on arXiv."""
     return f"[{paper}](https://arxiv.org/abs/{paper})"
-
-
-def hardware(run: dict[str, Any]) -> str:
-    """Cores, and devices that are no CPU; processes if there were several.
-
-    >>> hardware({"cores": 2, "cpu": "A(R)", "devices": {"TPU": 8}, "processes": 1})
-    '8 × TPU, 2 cores (A)'
-    """
-    devices = [f"{n} × {kind}" for kind, n in run["devices"].items() if kind != "cpu"]
-    cpu = re.sub(r"\((R|TM)\)", "", run["cpu"])
-    parts = [*devices, f"{run['cores']} cores ({cpu})"]
-    if (shards := run["devices"].get("cpu", 1)) > 1:
-        parts.append(f"as {shards} devices")
-    if run["processes"] > 1:
-        parts.append(f"{run['processes']} processes")
-    return ", ".join(parts)
-
-
-def time(run: dict[str, Any]) -> str:
-    """Of the clock and of the cores; of a resumed run the last process alone is timed.
-
-    >>> time({"seconds": 75.2, "cpu_seconds": 31.0, "resumed": False})
-    '1 min 15 s, CPU 31 s'
-    """
-    text = f"{duration(run['seconds'])}, CPU {duration(run['cpu_seconds'])}"
-    return f"more than {text}: resumed" if run["resumed"] else text
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> duration(75.2), duration(4000)
-    ('1 min 15 s', '1 h 6 min')
-    """
-    minutes, s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {s} s" if minutes else f"{s} s"

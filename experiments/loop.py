@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import cli, policy, reward_model
-from experiments.compare import keep, keep_compiled
 from experiments.inputs import DataConfig
+from experiments.keeping import keep, keep_compiled
 from experiments.loop_labels import (
     people_s_labels,
     read_pairs,

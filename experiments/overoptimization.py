@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import best_of_n, cli, policy, reward_model, sft
-from experiments.compare import keep_compiled
 from experiments.inputs import DataConfig
+from experiments.keeping import keep_compiled
 from experiments.loop_round import TINY
 from experiments.overoptimization_report import report, trained
 from experiments.readers import draw_preferences

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import cli, reward_model
-from experiments.compare import keep, keep_compiled
 from experiments.inputs import DataConfig
+from experiments.keeping import keep, keep_compiled
 from experiments.personal_report import Result, draw, show
 from experiments.sft import SMALL
 from experiments.tastes import Pair, as_row, judged_rows, make_pair, make_users

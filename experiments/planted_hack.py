@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments import cli, policy, quickstart
-from experiments.compare import keep, keep_compiled
+from experiments.keeping import keep, keep_compiled
 from rlhf_jax.alarms import AlarmConfig, alarms
 from rlhf_jax.data.tiny_reviews import gold_reward
 from rlhf_jax.optim import OptimConfig

@@ -181,9 +181,8 @@ def main(config: Config, devices: Where) -> dict[str, float]:
                 log.flush()
                 saves.save(step, state)
     finish_run(run_dir)
-    if outputs == 1 and not users:
-        apart = make_held_out_differences(score_fn, state.params, held, devices)
-        write_held_out_calibration(run_dir, apart, data, config.batch_size)
+    apart = make_held_out_differences(score_fn, state.params, held, devices)
+    write_held_out_calibration(run_dir, apart, data, config.batch_size)
     return report_accuracy(title, run_dir, evaluate())
 
 

@@ -89,7 +89,9 @@ def win_rate(
         np.sum(np.where(mask, x, 0.0), axis=1)[count > 0] / count[count > 0]
     )
     share = lambda x: float(mean(x).mean()) if n else np.nan
-    rate = share_interval(mean(outcomes), np.ones(n), confidence=confidence)
+    # As many trials a query, as they count alike; just one where none has more.
+    trials = np.full(n, count.max(initial=0))
+    rate = share_interval(mean(outcomes) * trials, trials, confidence=confidence)
     shares = share(outcomes > 0.5), share(outcomes == 0.5), share(outcomes < 0.5)
     return WinRate(rate, *shares, n, int(count.sum()))
 

@@ -11,7 +11,9 @@ from rlhf_jax.report.texts import (
     Change,
     Piece,
     clean,
+    hardware,
     number,
+    run_time,
     shade_scale,
     shaded,
     shown,
@@ -218,9 +220,5 @@ def options(runs: Sequence[Run]) -> dict[str, Any] | None:
 
 def _how(found: dict[str, Any]) -> str:
     """By which code, when, for how long and on what."""
-    seconds = f"{number(round(found['seconds']))} s"
-    if found["resumed"]:
-        seconds = f"more than {seconds}, as it was resumed"
-    on = [f"{n} × {kind}" for kind, n in found["devices"].items() if kind != "cpu"]
-    on.append(f"{found['cores']} cores ({found['cpu']})")
-    return f"code {found['commit']}, {found['ended'][:10]}, {seconds}, {', '.join(on)}"
+    on = f"{run_time(found)}, {hardware(found)}"
+    return f"code {found['commit']}, {found['ended'][:10]}, {on}"

@@ -118,3 +118,42 @@ def word_changes(before: str, after: str) -> list[Change]:
         changes += [Change("gone", clean(old))] if old else []
         changes += [Change("new", clean(new))] if new else []
     return changes
+
+
+def hardware(run: dict[str, Any]) -> str:
+    """Cores, and devices that are no CPU; processes if there were several.
+
+    >>> hardware({"cores": 2, "cpu": "A(R)", "devices": {"TPU": 8}, "processes": 1})
+    '8 × TPU, 2 cores (A)'
+    """
+    devices = [f"{n} × {kind}" for kind, n in run["devices"].items() if kind != "cpu"]
+    cpu = re.sub(r"\((R|TM)\)", "", run["cpu"])
+    parts = [*devices, f"{run['cores']} cores ({cpu})"]
+    if (shards := run["devices"].get("cpu", 1)) > 1:
+        parts.append(f"as {shards} devices")
+    if run["processes"] > 1:
+        parts.append(f"{run['processes']} processes")
+    return ", ".join(parts)
+
+
+def run_time(run: dict[str, Any]) -> str:
+    """Of the clock and of the cores; of a resumed run the last process alone is timed.
+
+    >>> run_time({"seconds": 75.2, "cpu_seconds": 31.0, "resumed": False})
+    '1 min 15 s, CPU 31 s'
+    """
+    text = f"{_duration(run['seconds'])}, CPU {_duration(run['cpu_seconds'])}"
+    return f"more than {text}: resumed" if run["resumed"] else text
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> _duration(75.2), _duration(4000)
+    ('1 min 15 s', '1 h 6 min')
+    """
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {s} s" if minutes else f"{s} s"

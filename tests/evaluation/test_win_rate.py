@@ -24,10 +24,19 @@ from rlhf_jax.feedback import wilson_interval
 from rlhf_jax.ops import expected_best_of
 
 
-def test_one_trial_a_group_is_wilson_s_interval_with_t():
-    """var p = p(1−p)/(N−1): as many effective trials as degrees of freedom."""
+def test_one_trial_a_group_is_wilson_s_interval():
     won = np.array([1.0, 0, 1, 1, 0, 1, 1, 1, 0, 1])
     found = share_interval(won, np.ones(10))
+    np.testing.assert_allclose(found, wilson_interval(0.7, 10))
+    np.testing.assert_allclose(win_rate(won[:, None]).rate, wilson_interval(0.7, 10))
+    always = share_interval(np.ones(8), np.ones(8))
+    np.testing.assert_allclose(always, wilson_interval(1.0, 8), atol=1e-15)
+
+
+def test_groups_that_agree_are_as_many_trials_as_degrees_of_freedom():
+    """var p = p(1−p)/(N−1), and that is an estimate, so that z is t."""
+    won = np.array([2.0, 0, 2, 2, 0, 2, 2, 2, 0, 2])
+    found = share_interval(won, np.full(10, 2))
     level = 1 - 2 * float(norm.sf(t.isf(0.025, 9)))  # whose z is that t
     wanted = wilson_interval(0.7, 9, confidence=level)
     np.testing.assert_allclose(found, wanted)

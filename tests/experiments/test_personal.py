@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import export, personalize, reward_model, tastes, user_reward
+from experiments.calibrating import CALIBRATION
 from experiments.inputs import DataConfig
 from experiments.judgements import PAIRS
 from experiments.networks import load_reward
@@ -19,6 +20,7 @@ from experiments.runs import LoraOptions
 from experiments.users import UserOptions, load_users, numbered, pair_leads
 from rlhf_jax.data import Row, preferences, read_rows, write_rows
 from rlhf_jax.errors import UserError
+from rlhf_jax.rundir import load_json
 from rlhf_jax.stages import FLOAT32, Stage, load_policy, load_stage
 from rlhf_jax.tracking import read_metrics
 
@@ -67,6 +69,8 @@ def test_users_have_rows_of_their_own(trained):
     assert users.weights.shape == (3, 2) and users.stage.num_outputs == 3
     last = read_metrics(trained / "metrics.jsonl")[-1]
     assert 0 <= last["reward/eval_accuracy"] <= 1
+    found = load_json(trained / CALIBRATION)
+    assert found["accuracy"] == pytest.approx(last["reward/eval_accuracy"])
 
 
 def test_annotators_become_rows_of_the_parameters():

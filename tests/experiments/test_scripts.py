@@ -18,6 +18,7 @@ from experiments import (
     reward_model,
     sft,
 )
+from experiments.calibrating import CALIBRATION
 from experiments.inputs import DataConfig
 from experiments.judgements import JUDGEMENTS
 from experiments.normalizing import sample_policy
@@ -28,6 +29,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models import score_apply
 from rlhf_jax.parallel import local_devices
 from rlhf_jax.rewards import sequence_scores
+from rlhf_jax.rundir import load_json
 from rlhf_jax.stages import load_stage
 from rlhf_jax.steps import POLICY_PRESETS, PreferenceConfig
 from rlhf_jax.tracking import read_metrics
@@ -194,6 +196,9 @@ def test_binary_reward_model_from_scratch_then_ppo(toys, tmp_path):
     config = dataclasses.replace(config, data=DataConfig(str(data), eval_fraction=0.25))
     found = reward_model.main(config)
     assert found["judgements"] == 8
+    calibration = load_json(tmp_path / "reward" / CALIBRATION)
+    assert calibration["pairs"] == 8
+    assert calibration["accuracy"] == pytest.approx(found["reward/eval_accuracy"])
     summary = policy.main(
         toys.policy(
             tmp_path / "ppo",

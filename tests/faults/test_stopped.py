@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from faults import stages
 
-from experiments import compare, loop_round, principled, quickstart, resuming, stops
+from experiments import keeping, loop_round, principled, quickstart, resuming, stops
 from experiments.runs import ResumeConfig
 from rlhf_jax.data import make_loader
 from rlhf_jax.stopping import TRY_AGAIN
@@ -94,7 +94,7 @@ def test_asked_at_the_end_of_a_stage_a_script_does_not_begin_the_next(
 
     # What is written once, where no stage is begun.
     none: Any = list
-    for goes_on in (compare.keep, loop_round.write_once, principled.keep_rows):
+    for goes_on in (keeping.keep, loop_round.write_once, principled.keep_rows):
         path = tmp_path / f"{goes_on.__name__}.json"
         with pytest.raises(SystemExit), stops.one_script():
             stage("last", INT)

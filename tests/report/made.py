@@ -99,6 +99,7 @@ def write_run(run, *, coef=0.1, steps=40):
     (run / "ppo" / "config.json").write_text(json.dumps(config))
     command = f"python -m experiments.quickstart --note '{SCRIPT}'"
     made = {"command": command, "commit": "0123abc", "resumed": coef < 0.1}
-    made |= {"seconds": 184.6, "ended": "2026-11-22T15:49:48+00:00", "cores": 2}
+    made |= {"seconds": 184.6, "cpu_seconds": 307.0, "processes": 1}
+    made |= {"ended": "2026-11-22T15:49:48+00:00", "cores": 2}
     made |= {"cpu": "A Processor", "devices": {"cpu": 1, "TPU v5e": 4}}
     (run / "provenance.json").write_text(json.dumps(made))

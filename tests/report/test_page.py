@@ -171,10 +171,11 @@ def test_options_that_differ_and_no_others(page, both):
 
 
 def test_how_a_run_was_made(page, both):
-    made = "code 0123abc, 2026-11-22, 185 s, 4 × TPU v5e, 2 cores (A Processor)"
+    seconds = "3 min 5 s, CPU 5 min 7 s"
+    made = f"code 0123abc, 2026-11-22, {seconds}, 4 × TPU v5e, 2 cores (A Processor)"
     assert f">{made}</dd>" in page
     assert f">ppo: {made}</dd>" in both
-    resumed = made.replace("185 s", "more than 185 s, as it was resumed")
+    resumed = made.replace(seconds, f"more than {seconds}: resumed")
     assert f">{LONG}: {resumed}</dd>" in both
     assert "<code>python -m experiments.quickstart --note &#39;&lt;script" in page
 
