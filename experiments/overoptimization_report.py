@@ -91,10 +91,13 @@ def read(cells: Sequence[Path], count: int, coefs: Sequence[float]) -> list[Curv
     ends = [np.mean([ppo(c / trained(coef)) for c in cells], axis=0) for coef in coefs]
     ends.sort(key=lambda end: end[0])
     rl = np.concatenate([first, np.stack(ends, axis=1)], axis=1)
-    return [
-        Curve(count, "rl", accuracy, *rl - first),
-        Curve(count, "best_of_n", accuracy, *drawn[:, ks] - first),
-    ]
+
+    def curve(method: Method, points: np.ndarray) -> Curve:
+        kl, proxy, gold = points - first
+        # Next to 0 an estimate of the KL, a mean of log-ratios, may be below it.
+        return Curve(count, method, accuracy, np.maximum(kl, 0.0), proxy, gold)
+
+    return [curve("rl", rl), curve("best_of_n", drawn[:, ks])]
 
 
 def best_of_n(cell: Path) -> np.ndarray:

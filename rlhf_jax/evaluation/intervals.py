@@ -48,9 +48,7 @@ def share_interval(
     t_{N−1} in the place of z. Kish 1965, "Survey Sampling", for the effective trials;
     Korn and Graubard 1998, "Confidence intervals for proportions with small expected
     number of positive counts estimated from survey data", for intervals of them. It
-    stays within 0 … 1, and has a width where all trials end alike: n* = N then. Of one
-    trial a group, won or lost, it is Wilson's own (1927, doi:10.2307/2276774): n* = N
-    and z, as nothing is estimated but p.
+    stays within 0 … 1, and has a width where all trials end alike: n* = N then.
 
     Args:
       points: [N] float, sᵢ: what group i won, a tie being half a point.
@@ -78,10 +76,8 @@ def share_interval(
     p = points.sum() / total
     variance = n / (n - 1) * np.sum((points - p * trials) ** 2) / total**2
     binomial = p * (1 - p)
-    coins = np.all(trials == 1) and np.all((points == 0) | (points == 1))
-    estimated = variance > 0 and binomial > 0 and not coins
-    inverse = variance / binomial if estimated else 1 / n
-    t2 = critical(np.inf if coins else n - 1, confidence) ** 2 * inverse
+    inverse = variance / binomial if variance > 0 and binomial > 0 else 1 / n
+    t2 = critical(n - 1, confidence) ** 2 * inverse
     half = np.sqrt(t2 * binomial + t2**2 / 4)
     ends = ((p + t2 / 2 + side * half) / (1 + t2) for side in (-1.0, 1.0))
     low, high = (float(np.clip(end, 0.0, 1.0)) for end in ends)  # but for rounding
@@ -133,7 +129,7 @@ def bootstrap_interval(
 def critical(freedom: float, confidence: float) -> float:
     """The t quantile of a two-sided interval; NaN without freedom. No reference.
 
-    >>> round(critical(7, 0.95), 3), round(critical(np.inf, 0.95), 3)
-    (2.365, 1.96)
+    >>> round(critical(7, 0.95), 3)
+    2.365
     """
     return float(student.isf((1 - confidence) / 2, freedom))

@@ -7,7 +7,7 @@ from scipy.special import expit
 
 from rlhf_jax.evaluation.expected_reward import masked_rewards
 from rlhf_jax.evaluation.intervals import critical, share_interval
-from rlhf_jax.feedback import Interval
+from rlhf_jax.feedback import Interval, wilson_interval
 
 PRIOR_STD = 10.0  # of the length coefficient: finite, too, where length says it all
 ITERATIONS = 50  # Newton's method; it needs about six
@@ -62,9 +62,11 @@ def win_rate(
     """The share of comparisons that are won: ŵ = 1/N Σᵢ w̄ᵢ, ties one half.
 
     No reference for the rate; its interval is that of `share_interval` with a query a
-    group, for comparisons of one query are not independent. A judge that is asked in
-    both orders gives (v_ij + 1 − v_ji)/2 (`feedback.preferred`), in which its liking
-    for a position cancels; `feedback.first_bias` says how large that is.
+    group, for comparisons of one query are not independent. Where no query has more
+    than one, won or lost, it is Wilson's (1927, doi:10.2307/2276774), for then nothing
+    is estimated but ŵ. A judge that is asked in both orders gives (v_ij + 1 − v_ji)/2
+    (`feedback.preferred`), in which its liking for a position cancels;
+    `feedback.first_bias` says how large that is.
 
     Args:
       outcomes: [N, M] float in [0, 1], of M comparisons on each of N queries: 1 won, ½
@@ -84,14 +86,12 @@ def win_rate(
     ([0.75, 0.19, 0.97], 0.17)
     """
     outcomes, mask, count = _outcomes(outcomes, mask)
-    n = int(np.sum(count > 0))
-    mean = lambda x: (
-        np.sum(np.where(mask, x, 0.0), axis=1)[count > 0] / count[count > 0]
-    )
-    share = lambda x: float(mean(x).mean()) if n else np.nan
-    # As many trials a query, as they count alike; just one where none has more.
-    trials = np.full(n, count.max(initial=0))
-    rate = share_interval(mean(outcomes) * trials, trials, confidence=confidence)
+    won = _by_query(outcomes, mask, count)
+    n = len(won)
+    rate = share_interval(won, np.ones(n), confidence=confidence)
+    if n > 1 and count.max() == 1 and np.isin(won, (0.0, 1.0)).all():
+        rate = wilson_interval(rate.value, n, confidence)
+    share = lambda x: float(_by_query(x, mask, count).mean()) if n else np.nan
     shares = share(outcomes > 0.5), share(outcomes == 0.5), share(outcomes < 0.5)
     return WinRate(rate, *shares, n, int(count.sum()))
 
@@ -122,8 +122,9 @@ def length_controlled_win_rate(
       confidence: of the interval.
 
     Returns:
-      The rate at equal length and φ. Without any difference in length, of one query, or
-      where all outcomes are won or all lost, that is the plain rate, φ = 0.
+      The rate at equal length and φ. Without any difference in length, or of one query,
+      that is `win_rate`; where all outcomes are won, or all lost, nothing is known of
+      φ, and it is that of `share_interval`. φ = 0 then.
 
     Raises:
       ValueError: shapes that differ, or see `win_rate`.
@@ -141,9 +142,13 @@ def length_controlled_win_rate(
         raise ValueError(f"longer {longer.shape} of outcomes {outcomes.shape}")
     plain = win_rate(outcomes, mask, confidence=confidence).rate
     scale = float(longer[mask].std()) if mask.any() else 0.0
-    queries = int(np.sum(count > 0))
-    if queries < 2 or scale == 0 or plain.value in (0.0, 1.0):
+    won = _by_query(outcomes, mask, count)
+    queries = len(won)
+    if queries < 2 or scale == 0:
         return LengthControlled(plain, 0.0)
+    if plain.value in (0.0, 1.0):
+        alike = share_interval(won, np.ones(queries), confidence=confidence)
+        return LengthControlled(alike, 0.0)
     weight = np.where(mask, 1 / np.maximum(count, 1)[:, None], 0.0)
     features = np.stack([np.ones_like(longer), np.tanh(longer / scale)], axis=-1)
     params, errors = _fit_logistic(features, outcomes, weight)
@@ -212,6 +217,12 @@ def _outcomes(
     if np.any((outcomes < 0) | (outcomes > 1)):
         raise ValueError("outcomes: expected numbers from 0, lost, to 1, won")
     return outcomes, mask, mask.sum(axis=1)
+
+
+def _by_query(x: np.ndarray, mask: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The mean of each query's comparisons, of the queries that have any."""
+    total = np.sum(np.where(mask, x, 0.0), axis=1)
+    return total[count > 0] / count[count > 0]
 
 
 def _fit_logistic(

@@ -24,19 +24,10 @@ from rlhf_jax.feedback import wilson_interval
 from rlhf_jax.ops import expected_best_of
 
 
-def test_one_trial_a_group_is_wilson_s_interval():
+def test_one_trial_a_group_is_wilson_s_interval_with_t():
+    """var p = p(1−p)/(N−1): as many effective trials as degrees of freedom."""
     won = np.array([1.0, 0, 1, 1, 0, 1, 1, 1, 0, 1])
     found = share_interval(won, np.ones(10))
-    np.testing.assert_allclose(found, wilson_interval(0.7, 10))
-    np.testing.assert_allclose(win_rate(won[:, None]).rate, wilson_interval(0.7, 10))
-    always = share_interval(np.ones(8), np.ones(8))
-    np.testing.assert_allclose(always, wilson_interval(1.0, 8), atol=1e-15)
-
-
-def test_groups_that_agree_are_as_many_trials_as_degrees_of_freedom():
-    """var p = p(1−p)/(N−1), and that is an estimate, so that z is t."""
-    won = np.array([2.0, 0, 2, 2, 0, 2, 2, 2, 0, 2])
-    found = share_interval(won, np.full(10, 2))
     level = 1 - 2 * float(norm.sf(t.isf(0.025, 9)))  # whose z is that t
     wanted = wilson_interval(0.7, 9, confidence=level)
     np.testing.assert_allclose(found, wanted)
@@ -59,6 +50,16 @@ def test_copies_of_a_comparison_make_nobody_surer():
     assert found.rate == copied.rate and copied.comparisons == 140
     assert found.wins + found.ties + found.losses == pytest.approx(1)
     assert found.ties == np.mean(once == 0.5)
+
+
+def test_one_comparison_a_query_won_or_lost_is_wilson_s_interval():
+    won = np.array([1.0, 0, 1, 1, 0, 1, 1, 1, 0, 1])[:, None]
+    found = win_rate(won).rate
+    np.testing.assert_allclose(found, wilson_interval(0.7, 10))
+    # A tie, or two comparisons of a query, and the spread is an estimate.
+    for other in (np.where(won, won, 0.5), np.repeat(won, 2, axis=1)):
+        wider = win_rate(other).rate
+        np.testing.assert_allclose(wider, share_interval(other.mean(1), np.ones(10)))
 
 
 def test_queries_count_alike_and_what_is_masked_is_not_looked_at():
@@ -117,7 +118,8 @@ def test_length_control_takes_back_what_length_won():
     assert length_controlled_win_rate(won, 0 * longer).rate == plain
     ones = np.ones((5, 1))
     found = length_controlled_win_rate(ones, longer[:5])
-    assert found == (win_rate(ones).rate, 0.0)
+    assert found == (share_interval(ones[:, 0], np.ones(5)), 0.0)
+    assert found.rate.low < win_rate(ones).rate.low
     # Length decides every outcome: φ is held by its prior.
     sorted_out = (longer > 0).astype(float)
     found = length_controlled_win_rate(sorted_out, longer)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import overoptimization, readers, sft
+from experiments import overoptimization, overoptimization_report, readers, sft
 from experiments.overoptimization_report import read, trained
 from experiments.readers import reader_reward
 from rlhf_jax.data import read_rows
@@ -82,6 +82,17 @@ def test_curves_are_means_over_seeds(run):
     assert rl.kl[0] == rl.gold[0] == drawn.kl[0] == drawn.gold[0] == 0.0
     assert (config.run_dir / "overoptimization.png").stat().st_size > 10_000
     assert json.loads((config.run_dir / "summary.json").read_text()) == found
+
+
+def test_a_policy_that_stays_where_it_was_has_no_negative_kl(run, monkeypatch):
+    """A mean of log-ratios may be below 0, and has no root."""
+    ends = {trained(1.0): [-0.01, 0.1, 0.1], trained(0.01): [4.0, 2.0, 2.0]}
+    near = lambda run_dir: np.array(ends[run_dir.name])
+    monkeypatch.setattr(overoptimization_report, "ppo", near)
+    cells = [run[0].run_dir / "seed0/64"]
+    rl, _ = read(cells, 64, run[0].coefs)
+    assert rl.kl.tolist() == [0.0, 0.0, 4.0]
+    assert np.isfinite(rl.gold).all()
 
 
 @pytest.mark.parametrize("given", [(), (64, 32), (16, 64), (32, 32)])
