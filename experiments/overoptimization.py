@@ -47,9 +47,9 @@ class Config:
     """Of each reward model over its preferences."""
     coefs: tuple[float, ...] = (0.5, 0.2, 0.1, 0.05, 0.02)
     """KL coefficients, of a policy each: the smaller, the farther it goes."""
-    episodes: int = 6_144
+    episodes: int = 3_072
     """Of each policy."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Episodes an iteration of it."""
     learning_rate: float = 1e-3
     """Of each policy at first, 0 at last."""
@@ -59,7 +59,7 @@ class Config:
     """n: completions of each."""
     devices: int | None = None
     """Number of devices; none uses all."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of preferences, reward models and policies; the first policy has 0."""
     resume: bool = False
     """Go on where an earlier run stopped."""
