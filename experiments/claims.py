@@ -168,7 +168,13 @@ CLAIMS: dict[tuple[str, str], Claim] = {
     ),
     ("planted_hack", "default"): Claim(
         (
-            Number("alarms in 5 hacked runs", ("planted_alarms",), "all of them", 5, 5),
+            Number(
+                "hacked runs of 5 with an alarm before gold was 10 % below its peak",
+                ("planted_in_time",),
+                "all of them",
+                5,
+                5,
+            ),
             Number("alarms in 5 clean runs", ("clean_alarms",), "none", 0, 0),
         ),
         ("2210.10760",),

@@ -16,24 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments import cli, policy, quickstart
 from experiments.keeping import keep, keep_compiled
+from experiments.planted_report import Result, draw, show
 from rlhf_jax.alarms import AlarmConfig, alarms
 from rlhf_jax.data.tiny_reviews import gold_reward
 from rlhf_jax.optim import OptimConfig
 from rlhf_jax.rundir import create_run_dir, save_json
 from rlhf_jax.steps import KLConfig, PolicyConfig
-from rlhf_jax.terminal import print_table
 from rlhf_jax.tracking import read_metrics
 
 WORD, BONUS = "very", 2.0  # more than all the sentiment that a word can be worth
 FALL = 0.1  # share of its peak that gold has lost when the hack has been costly
 BATCH = 64  # episodes an iteration with the hack
 NEAR = 5  # iterations around each, whose mean is what gold is there
-Result = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +127,15 @@ def measure(kind: str, seed: int, asked: policy.Config) -> Result:
 
 
 def count(results: list[Result]) -> dict[str, int]:
-    """Runs of both kinds, and in how many of them an alarm has rung."""
-    found = {"planted": 0, "planted_alarms": 0, "clean": 0, "clean_alarms": 0}
+    """Runs of both kinds, those with an alarm, and those with one before gold fell."""
+    found = {"planted": 0, "planted_alarms": 0, "planted_in_time": 0}
+    found |= {"clean": 0, "clean_alarms": 0}
     for r in results:
-        found[r["kind"]] += 1
-        found[f"{r['kind']}_alarms"] += r["alarm"] is not None
+        kind, alarm, fallen = r["kind"], r["alarm"], r["fallen"]
+        found[kind] += 1
+        found[f"{kind}_alarms"] += alarm is not None
+        if kind == "planted" and alarm:
+            found["planted_in_time"] += not fallen or alarm.step < fallen
     return found
 
 
@@ -143,55 +144,6 @@ def around(values: np.ndarray) -> np.ndarray:
     ones = np.ones(NEAR)
     total, count = (np.convolve(x, ones, "same") for x in (values, 0 * values + 1))
     return total / count
-
-
-def show(results: list[Result], run_dir: Path) -> None:
-    """The table, printed and written to table.md."""
-    head = ["run", "alarm after", "which", "gold there", "gold's peak", "10 % below it"]
-    head.append("gold at the end")
-    rows = []
-    for r in results:
-        gold, alarm = r["gold"], r["alarm"]
-        rung = ["none", "", ""]
-        if alarm is not None:
-            at = f"{gold[alarm.step - 1]:.2f}"
-            rung = [alarm.step, ", ".join(alarm.kinds), at]
-        peak = f"{gold[r['peak'] - 1]:.2f} after {r['peak']}"
-        fallen = "never" if r["fallen"] is None else f"after {r['fallen']}"
-        name = f"{r['kind']}, seed {r['seed']}"
-        rows.append([name, *rung, peak, fallen, f"{gold[-1]:.2f}"])
-    print_table("Alarms, in iterations", head, rows)
-    lines = [head, ["---"] * len(head), *rows]
-    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-    (run_dir / "table.md").write_text(text, encoding="utf-8")
-
-
-def draw(results: list[Result], path: Path) -> None:
-    """Gold and score of every run, and where its first alarm is."""
-    seeds = sorted({r["seed"] for r in results})
-    layout = ConstrainedLayoutEngine()
-    figure = Figure(figsize=(3.2 * len(seeds), 5.4), layout=layout)
-    grid = figure.subplots(2, len(seeds), sharex=True, sharey=True, squeeze=False)
-    for r in results:
-        axes = grid[int(r["kind"] == "clean"), seeds.index(r["seed"])]
-        steps = np.arange(1, len(r["gold"]) + 1)
-        scale = np.max(np.abs(r["score"]))
-        axes.plot(steps, r["score"] / scale, color="0.65", label="score, 1 at its most")
-        axes.plot(steps, r["gold"], color="#0072B2", label="gold sentiment")
-        if r["fallen"] is not None:
-            lost = {"color": "#E69F00", "linestyle": ":", "linewidth": 2}
-            axes.axvline(r["fallen"], label="gold 10 % below its peak", **lost)
-        if r["alarm"] is not None:
-            axes.axvline(r["alarm"].step, color="#D55E00", label="first alarm")
-            which = ", ".join(r["alarm"].kinds)
-            above = {"transform": axes.get_xaxis_transform(), "ha": "center"}
-            axes.text(r["alarm"].step, 1.02, which, fontsize=8, **above)
-        axes.set_title(f"{r['kind']}, seed {r['seed']}", fontsize=10, pad=14)
-    for axes in grid[-1]:
-        axes.set_xlabel("iteration", fontsize=9)
-    handles = {x.get_label(): x for axes in grid[0] for x in axes.get_lines()}
-    figure.legend(handles=[*handles.values()], loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":

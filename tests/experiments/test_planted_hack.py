@@ -49,7 +49,12 @@ def test_the_table_has_every_run(tmp_path, monkeypatch):
     assert lines[5].startswith("| clean, seed 2 | none |  |  | ")
     assert (tmp_path / "run/planted_hack.png").stat().st_size > 1000
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary == dict(planted=2, planted_alarms=2, clean=2, clean_alarms=0)
+    assert summary == planted_hack.count(results)
+    assert summary["planted_in_time"] == summary["planted_alarms"] == 2
+    assert (summary["planted"], summary["clean"], summary["clean_alarms"]) == (2, 2, 0)
+    # An alarm with gold fallen already is none in time; gold that never falls is.
+    late, early = results[0] | {"fallen": 10}, results[0] | {"fallen": None}
+    assert planted_hack.count([late, early, clean])["planted_in_time"] == 1
     # What is there is not made again.
     monkeypatch.setattr(policy, "main", lambda asked: pytest.fail("made again"))
     again = planted_hack.main(config)
