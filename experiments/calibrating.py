@@ -80,7 +80,7 @@ def held_out_differences(
     params = join_params(frozen, params)
     outputs = functools.partial(sequence_scores, score_fn, params)
     if isinstance(judged, PreferenceBatch):
-        score = functools.partial(_user_score, params.get("users"), judged.annotator)
+        score = functools.partial(_user_score, params, judged.annotator)
         lead = score(outputs(judged.chosen)) - score(outputs(judged.rejected))
         return lead, judged.weight > 0
     batch, given = judged
@@ -92,12 +92,12 @@ def held_out_differences(
     return scores[:, :, None] - scores[:, None, :], better
 
 
-def _user_score(users: Array | None, annotator: Array, outputs: Array) -> Array:
+def _user_score(params: Params, annotator: Array, outputs: Array) -> Array:
     """[B] of [B, 1 + R]: the only output, or what the annotator makes of them."""
     pooled, features = outputs[:, 0], outputs[:, 1:]
-    if users is None:
+    if not features.shape[1]:
         return pooled
-    return personal_score(pooled, features, users, annotator)
+    return personal_score(pooled, features, params["users"], annotator)
 
 
 def calibration_summary(differences: np.ndarray, groups: np.ndarray) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def test_pairs_are_scored_by_the_reward_of_who_judged():
     found, there = held_out_differences(params, judged, None, score_fn=score_fn)
     assert found.tolist() == [0.5 + 2 * 3, 0.5, 0.5 - 3]  # −1 has the pooled score
     assert there.tolist() == [True, True, False]
-    pooled, _ = held_out_differences({}, judged, None, score_fn=score_fn)
+    alike = {"users": jnp.zeros((2, 1))}
+    pooled, _ = held_out_differences(alike, judged, None, score_fn=score_fn)
     assert pooled.tolist() == [0.5, 0.5, 0.5]
 
 
