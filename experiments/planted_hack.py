@@ -134,8 +134,8 @@ def count(results: list[Result]) -> dict[str, int]:
         kind, alarm, fallen = r["kind"], r["alarm"], r["fallen"]
         found[kind] += 1
         found[f"{kind}_alarms"] += alarm is not None
-        if kind == "planted" and alarm:
-            found["planted_in_time"] += not fallen or alarm.step < fallen
+        if kind == "planted" and alarm is not None:
+            found["planted_in_time"] += fallen is None or alarm.step < fallen
     return found
 
 

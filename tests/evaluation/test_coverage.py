@@ -1,10 +1,15 @@
 """95 % intervals contain the truth in 93 to 97 % of 1,000 simulated repetitions."""
 
 import json
+import math
 
+import numpy as np
 import pytest
+from scipy.stats import binom, norm
 
 from experiments.coverage import (
+    LEAD,
+    LEAD_STD,
     Config,
     Simulation,
     covered,
@@ -13,7 +18,7 @@ from experiments.coverage import (
     sampled_queries,
     wins,
 )
-from rlhf_jax.evaluation import expected_reward
+from rlhf_jax.evaluation import expected_reward, win_rate
 
 
 @pytest.mark.parametrize("queries", [8, 32])
@@ -30,6 +35,16 @@ from rlhf_jax.evaluation import expected_reward
 def test_coverage(draw, queries, responses, spread):
     simulation = Simulation("", draw, responses, spread)
     assert 0.93 <= covered(simulation, queries, Config()) <= 0.97
+
+
+def test_eight_coins_exactly():
+    """All nine outcomes by the binomial distribution: what docs/evaluation.md says."""
+    truth = float(norm.cdf(LEAD / math.hypot(math.sqrt(2), LEAD_STD)))
+    share = 0.0
+    for won in range(9):
+        rate = win_rate((np.arange(8) < won)[:, None].astype(float)).rate
+        share += binom.pmf(won, 8, truth) * (rate.low <= truth <= rate.high)
+    assert share == pytest.approx(0.943, abs=5e-4)
 
 
 def test_responses_are_not_queries():
