@@ -199,13 +199,18 @@ def load_stage(
         base = load_stage(
             below, "policy", option=option, pretrained=pretrained
         ).merged()
+    return _beside(base, stage, kind, saved["lora"])
+
+
+def _beside(base: Stage, stage: Stage, kind: StageKind, saved: dict[str, Any]) -> Stage:
+    """The stage with its parameters as adapters of the base."""
     whole = dict(base.params)
     if kind != "policy":
         whole.pop("lm_head", None)
-    targets = saved["lora"]["targets"]
-    config = saved["lora"] | {"targets": targets and tuple(targets)}
+    targets = saved["targets"]
+    config: dict[str, Any] = saved | {"targets": targets and tuple(targets)}
     return dataclasses.replace(
-        stage, params=whole, adapters=params, lora=LoraConfig(**config)
+        stage, params=whole, adapters=stage.params, lora=LoraConfig(**config)
     )
 
 

@@ -78,17 +78,7 @@ def preference_step(
     """
     _check(batch, ref_params, reference, ref_apply_fn, config, axis_name)
     if ref_params is not None and ref_apply_fn is not None:
-        ask = functools.partial(
-            reference_logps,
-            ref_params,
-            ref_apply_fn=ref_apply_fn,
-            ld_alpha=config.ld_alpha,
-        )
-        if config.micro_batches == 1:
-            reference = ask(batch)
-        else:  # as many rows at a time as the update has
-            parts = jax.lax.map(ask, cut(batch, config.micro_batches))
-            reference = parts.reshape(-1, *parts.shape[2:])
+        reference = _ask(ref_params, ref_apply_fn, batch, config)
     elif reference is None:
         reference = jnp.zeros((*batch.weight.shape, 1)[:2] + (2,), jnp.float32)
 
@@ -114,6 +104,22 @@ def preference_step(
         micro_batches=config.micro_batches,
         axis_name=axis_name,
     )
+
+
+def _ask(
+    ref_params: Params,
+    ref_apply_fn: ApplyFn,
+    batch: PreferenceBatch,
+    config: PreferenceConfig,
+) -> Array:
+    """`reference_logps`, of as many rows at a time as the update has."""
+    ask = functools.partial(
+        reference_logps, ref_params, ref_apply_fn=ref_apply_fn, ld_alpha=config.ld_alpha
+    )
+    if config.micro_batches == 1:
+        return ask(batch)
+    parts = jax.lax.map(ask, cut(batch, config.micro_batches))
+    return parts.reshape(-1, *parts.shape[2:])
 
 
 def reference_logps(
